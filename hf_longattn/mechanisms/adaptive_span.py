@@ -1,14 +1,14 @@
 """Adaptive attention span (Sukhbaatar et al. 2019, Adaptive Attention Span in Transformers, equations 3 to 5).
 
-Every head learns a span z in [0, max_span]. With a ramp of R tokens at the end of the span, a key at distance x = |i -
-j| has the weight
+Every head learns a span z in [0, max_span]. With a ramp of R tokens at the end of the span, a key at distance
+x = |i - j| has the weight
 
     A_ij = m_z(x) exp(s_ij) / Σ_j' m_z(x') exp(s_ij')        m_z(x) = clamp((R + z - x) / R, 0, 1)
 
 where j' runs over past keys in the causal form, else over all keys. Models add the auxiliary loss λ · (mean of z over
 heads), which keeps spans short. The parameter is z / max_span, as in the authors' code, so that usual learning rates
-suit it. Only keys within the longest learned span are visited. A compiled graph has fixed shapes, so it visits all
-keys within max_span.
+suit it. The engine visits only keys within the longest learned span. A compiled graph has fixed shapes and therefore
+visits all keys within max_span.
 """
 
 from __future__ import annotations
@@ -74,13 +74,13 @@ class AdaptiveSpan(Mechanism, AddsLoss):
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         super().reset_parameters(generator)
-        first = self.options.init_span
-        nn.init.constant_(self.span_fraction, 1.0 if first is None else first / self.options.max_span)
+        initial = self.options.init_span
+        nn.init.constant_(self.span_fraction, 1.0 if initial is None else initial / self.options.max_span)
 
     @property
     def spans(self) -> Tensor:
-        """z in tokens, ``(H,)``, clamped to [0, max_span], at least fp32. Gradients ignore the clamp, so that z can
-        return to the range."""
+        """z in tokens, ``(H,)``, clamped to [0, max_span], in at least fp32. The clamp passes gradients on unchanged,
+        so that a z outside the range can return."""
         fraction = at_least_fp32(self.span_fraction)
         return (fraction + (fraction.clamp(0, 1) - fraction).detach()) * self.options.max_span
 
@@ -93,16 +93,20 @@ class AdaptiveSpan(Mechanism, AddsLoss):
         return ((ramp + self.spans.to(dtype)[h] - distance) / ramp).clamp(0, 1)
 
     def extremes(self) -> tuple[float, float]:
-        """The shortest and the longest span in tokens; 0 and max_span where values cannot be read. The parameter is
-        read in every call, because changes of its data cannot be detected."""
+        """The shortest and the longest span in tokens; 0 and max_span in graphs and on the meta device.
+
+        The parameter is read in every call, because changes of its data cannot be detected.
+        """
         if in_graph() or self.span_fraction.is_meta:
             return 0.0, float(self.options.max_span)
         shortest, longest = torch.stack(self.span_fraction.detach().float().clamp(0, 1).aminmax()).tolist()
         return shortest * self.options.max_span, longest * self.options.max_span
 
     def pattern(self, causal: bool, longest: float | None = None) -> Pattern:
-        """The band of keys within the longest span and its ramp."""
-        side = math.ceil((self.extremes()[1] if longest is None else longest) + self.options.ramp) - 1
+        """The band of keys within the longest span and its ramp. ``longest``: that span, if it is known."""
+        if longest is None:
+            longest = self.extremes()[1]
+        side = math.ceil(longest + self.options.ramp) - 1
         return Pattern(side, 0 if causal else side, causal)
 
     def dense_weights(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
@@ -125,6 +129,8 @@ class AdaptiveSpan(Mechanism, AddsLoss):
             learning = torch.is_grad_enabled() and self.span_fraction.requires_grad
             if not learning and shortest >= k.shape[2]:
                 return dense_attention(q, k, v, call)
+
+        # The logarithm of the soft mask is a score term by distance, from -ahead to reach.
         dtype = torch.promote_types(q.dtype, torch.float32)
         band, reach = self.pattern(call.causal, longest), k.shape[2]
         if band.left < reach:  # a branch, since torch.compile would keep a min in the shapes

@@ -11,9 +11,11 @@ blocks, a query of block I sees the keys of block J if
 
 Global blocks are the paper's internal global tokens (ITC). The tokens of ``global_mask`` are global too (ETC): they
 attend to, and are attended by, all tokens. Bidirectional sequences of up to 2g + w + 2r blocks get full attention, as
-in transformers' BigBird. A key that counts m times for a query has the weight m · exp(score). With
-``random_pattern="hf_eval"``, the first block counts once more for each random block, as in transformers' BigBird in
-evaluation. transformers draws random blocks only in training; here the pattern is fixed.
+in transformers' BigBird.
+
+A key that counts m times for a query has the weight m · exp(score). With ``random_pattern="hf_eval"``, the first
+block counts once more for each random block, as in transformers' BigBird in evaluation. transformers draws random
+blocks only in training; here the pattern is fixed.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..engines import accelerator
@@ -110,28 +113,27 @@ class BigBird(MaskedMechanism):
     drawn_by_layer = True
     options: BigBirdOptions
 
-    def __init__(self, sizes: LayerSizes, options: Options) -> None:
+    def __init__(self, sizes: LayerSizes, options: BigBirdOptions) -> None:
         super().__init__(sizes, options)
-        o = self.options
-        self.definition_is_mask = o.random_pattern == "seeded"  # otherwise keys count more than once
-        if o.random_pattern != "seeded":
+        self.definition_is_mask = options.random_pattern == "seeded"  # otherwise keys count more than once
+        if options.random_pattern != "seeded":
             self.causal = False  # transformers has no causal form
-        self.capabilities = self.capabilities.but(ignores_padding=o.blocks_over == "text")
+        self.capabilities = self.capabilities.but(ignores_padding=options.blocks_over == "text")
 
     def covers(self, length: int, causal: bool = False) -> bool:
-        o = self.options
-        reached = o.full_blocks
+        options = self.options
+        max_blocks = options.full_blocks
         if causal:
-            reached = o.num_global_blocks + o.num_window_blocks + o.num_random_blocks
-        return -(-length // o.block_size) <= reached
+            max_blocks = options.num_global_blocks + options.num_window_blocks + options.num_random_blocks
+        return -(-length // options.block_size) <= max_blocks
 
     def locality(self, causal: bool) -> Locality | None:
-        o = self.options
-        if o.num_random_blocks and o.random_pattern == "seeded":
+        options = self.options
+        if options.num_random_blocks and options.random_pattern == "seeded":
             return None
-        back = (o.num_window_blocks if causal else o.num_window_blocks // 2 + 1) * o.block_size - 1
-        width = back if causal else o.num_window_blocks * o.block_size - 1
-        return Locality(back, 0 if causal else back, o.block_size, beside="others", width_of_keys=width)
+        back = (options.num_window_blocks if causal else options.num_window_blocks // 2 + 1) * options.block_size - 1
+        width = back if causal else options.num_window_blocks * options.block_size - 1
+        return Locality(back, 0 if causal else back, options.block_size, beside="others", width_of_keys=width)
 
     def pairs(self, length: int, causal: bool = False) -> int:
         if self.covers(length, causal):
@@ -140,20 +142,21 @@ class BigBird(MaskedMechanism):
         sizes = torch.tensor(block_sizes(length, self.options.block_size))
         pattern = self.blocks(length, AttentionCall(causal), device)
         seen = pattern.times(*index_grid(1, 1, len(sizes), len(sizes), device))[0, 0] > 0
-        if causal:
-            seen = seen.tril()
-        pairs = int((seen * sizes[:, None] * sizes).sum())
-        return pairs - int((sizes * (sizes - 1) // 2).sum()) if causal else pairs
+        if not causal:
+            return int((seen * sizes[:, None] * sizes).sum())
+        pairs = int((seen.tril() * sizes[:, None] * sizes).sum())
+        hidden_in_own_block = int((sizes * (sizes - 1) // 2).sum())
+        return pairs - hidden_in_own_block
 
     def blocks(self, length: int, call: AttentionCall, device: torch.device) -> Blocks:
         """The block pattern of a call with ``length`` keys."""
-        o = self.options
-        rows = -(-length // o.block_size)
+        options = self.options
+        rows = -(-length // options.block_size)
         texts = self.cut_texts(call)
         if texts is None:
             count = torch.full((1,), rows, device=device)
         else:
-            count = (last_real(texts) + o.block_size) // o.block_size
+            count = (last_real(texts) + options.block_size) // options.block_size
         return self.blocks_of(count, rows, call)
 
     def blocks_of(self, count: Tensor, rows: int, call: AttentionCall) -> Blocks:
@@ -177,30 +180,40 @@ class BigBird(MaskedMechanism):
         Returns:
             ``(B or 1, H, rows, num_random_blocks)`` block indices; -1 in unused slots, if fewer blocks can be drawn.
         """
-        o, device = self.options, count.device
-        window, edge, seed = o.num_window_blocks, o.num_global_blocks, o.seed + self.layer + seed
+        options = self.options
+        device = count.device
+        window = options.num_window_blocks
+        edge = options.num_global_blocks
+        seed = options.seed + self.layer + seed
         row = torch.arange(rows, device=device).view(1, 1, -1)
         head = torch.arange(self.num_heads, device=device).view(1, -1, 1)
+
+        # Number of blocks to draw from: those after the global blocks at the start, without the window low … high - 1.
         if causal:
-            low = high = row - window + 1
-            left = (low - edge).clamp(min=0)
+            low = high = row - window + 1  # later blocks are not drawn
+            available = (low - edge).clamp(min=0)
         else:
             last = count.view(-1, 1, 1) - edge
-            low, high = (row - window // 2).clamp(min=edge), torch.minimum(row + window // 2 + 1, last)
-            left = (last - edge - (high - low).clamp(min=0)).clamp(min=0)
+            low = (row - window // 2).clamp(min=edge)
+            high = torch.minimum(row + window // 2 + 1, last)
+            available = (last - edge - (high - low).clamp(min=0)).clamp(min=0)
+
+        # Floyd's algorithm: each step draws from one number more, and takes that number if the draw repeats another.
         hashes = BYTE_CACHE.get(
-            ("bigbird hashes", seed, self.num_heads, rows, o.num_random_blocks, device),
-            lambda: [_hash(seed, head, row, step) for step in range(o.num_random_blocks)],
+            ("bigbird hashes", seed, self.num_heads, rows, options.num_random_blocks, device),
+            lambda: [_hash(seed, head, row, step) for step in range(options.num_random_blocks)],
         )
         chosen: list[Tensor] = []
-        for step in range(o.num_random_blocks):
-            highest = left - o.num_random_blocks + step
+        for step in range(options.num_random_blocks):
+            highest = available - options.num_random_blocks + step
             drawn = (hashes[step] * (highest + 1).clamp(min=0)) >> 31
             for earlier in chosen:
                 drawn = torch.where(earlier == drawn, highest, drawn)
             chosen.append(torch.where(highest >= 0, drawn, -1))
         if not chosen:
             return row.new_zeros(1, self.num_heads, rows, 0)
+
+        # From the index among the available blocks to the index of the block.
         index = torch.stack(torch.broadcast_tensors(*chosen), -1)
         block = index + edge
         block = torch.where(block >= low[..., None], block + (high - low)[..., None], block)
@@ -208,25 +221,32 @@ class BigBird(MaskedMechanism):
 
     def cut_texts(self, call: AttentionCall) -> Tensor | None:
         """The mask of real tokens if the blocks of each text depend on its length, else ``None``."""
-        return None if call.causal or self.options.blocks_over == "input" else call.key_mask
+        if call.causal or self.options.blocks_over == "input":
+            return None
+        return call.key_mask
 
     def mask_mod(self, causal: bool, global_mask: Tensor | None) -> MaskMod:
         call, size = AttentionCall(causal), self.options.block_size
         times = self.times(call, global_mask)
 
         def seen(b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Tensor:
+            # Decoding looks up a table of blocks, which grows in steps.
             rows = -(-kv_idx.shape[-1] // (size * TABLE_STEP)) * TABLE_STEP
             if not causal or rows * rows * self.num_heads > MAX_TABLE:
                 return times(b, h, q_idx, kv_idx) > 0
             table = self.table(rows * size, call, kv_idx.device).seen[0].expand(self.num_heads, -1, -1)
             visible = table[h, q_idx.clamp(min=0) // size, kv_idx.clamp(min=0) // size]
-            return visible if global_mask is None else visible | global_mask[b, q_idx] | global_mask[b, kv_idx]
+            if global_mask is not None:
+                visible = visible | global_mask[b, q_idx] | global_mask[b, kv_idx]
+            return visible
 
         return seen
 
     def times(self, call: AttentionCall, tokens: Tensor | None) -> Callable[[Any, Any, Any, Any], Tensor]:
-        """A function that returns how often each key counts in a query's softmax. ``kv_idx`` must cover the whole
-        sequence."""
+        """A function of ``b, h, q_idx, kv_idx`` that returns how often each key counts in a query's softmax.
+
+        ``kv_idx`` must cover the whole sequence. ``tokens``: mask of the global tokens, ``(B, N)`` bool.
+        """
         size, key_mask = self.options.block_size, call.key_mask
 
         def count(b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
@@ -258,26 +278,29 @@ class BigBird(MaskedMechanism):
         return global_tokens((), k, call)
 
     def dense_weights(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
-        scores, times = scaled_scores(q, k, call), self.times(call, self.resolve_globals(k, call))
+        scores = scaled_scores(q, k, call)
+        times = self.times(call, self.resolve_globals(k, call))
         counts = times(*grid_of(q, k)) * visible_in_full_attention(q, k, call)
         return softmax_over(scores + counts.to(scores.dtype).log(), counts > 0, call.sink_scores)
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
         q_len, kv_len = q.shape[2], k.shape[2]
         tokens = self.resolve_globals(k, call)
-        one_call = accelerator.accelerated(q)  # supports any number of global tokens, even in a graph
-        about = {"covered": self.covers(kv_len, call.causal), "global_tokens": tokens is not None and not one_call}
-        path = choose("pairs", q, k, call, **about)
+        # The path for accelerators supports any number of global tokens, even in a graph.
+        limits_globals = tokens is not None and not accelerator.accelerated(q)
+        covered = self.covers(kv_len, call.causal)
+        path = choose("pairs", q, k, call, covered=covered, global_tokens=limits_globals)
         if path == "dense":
             return dense_attention(q, k, v, call)
         if path == "dense-masked":
             times = self.times(call, tokens)
-            if self.options.random_pattern != "seeded":
+            if self.options.random_pattern != "seeded":  # keys may count several times
                 exact = torch.promote_types(q.dtype, torch.float32)
                 call = call.replace(
                     score_mod=add_term(call.score_mod, lambda *index: times(*index).clamp(min=1).to(exact).log())
                 )
             return dense_attention(q, k, v, call, mask_mod=lambda *index: times(*index) > 0)
+
         padded, size = pad_queries(q, kv_len), self.options.block_size
         context = DispatchContext.of(padded, k, call, block_size=size)
 
@@ -295,11 +318,14 @@ class BigBird(MaskedMechanism):
         return out[:, :, kv_len - q_len :]
 
     def table(self, length: int, call: AttentionCall, device: torch.device) -> BlockTable:
-        """The key blocks that each query block sees. The table of each number of blocks is cached for the process."""
+        """The key blocks that each query block sees, for each sequence of a batch or for all.
+
+        The table for each number of blocks is cached for the process.
+        """
         size = self.options.block_size
         rows = -(-length // size)
         texts = self.cut_texts(call)
-        counts = [rows]
+        counts = [rows]  # number of blocks of each sequence, or of all
         if texts is not None and call.batch is not None:
             if in_graph():  # lengths cannot be read in a graph
                 return block_table(self.blocks(length, call, device))
@@ -316,17 +342,21 @@ class BigBird(MaskedMechanism):
             tables[count] = BYTE_CACHE.get((*key, count), make)
         if len(tables) == 1:
             return tables[counts[0]]
+        seen = torch.cat([tables[count].seen for count in counts])
         added = [table.added for count in counts if (table := tables[count]).added is not None]
-        return BlockTable(torch.cat([tables[count].seen for count in counts]), torch.cat(added) if added else None)
+        return BlockTable(seen, torch.cat(added) if added else None)
 
     def plan(
         self, length: int, tokens: Tensor | None, dtype: torch.dtype, call: AttentionCall, device: torch.device
     ) -> tuple[GatherTile, ...]:
-        """The tiles of a call. They are cached if they depend only on the length."""
+        """The tiles of a call. They are cached if they depend only on the length.
+
+        tokens: mask of the global tokens, ``(B, length)`` bool. dtype: that of the bias.
+        """
         rows = -(-length // self.options.block_size)
         texts = self.cut_texts(call)
         if texts is not None and call.batch is not None:
-            shortest = 0
+            shortest = 0  # length of the shortest text, unknown in a graph
             if not in_graph():
                 shortest = call.batch.cached(("shortest text",), lambda: int(last_real(texts).min()) + 1)
             shortest = -(-shortest // self.options.block_size)
@@ -344,15 +374,16 @@ class BigBird(MaskedMechanism):
 
 
 def block_table(pattern: Blocks) -> BlockTable:
-    """The key blocks that each query block of a pattern sees, and what their repetition adds to scores."""
+    """The key blocks that each query block of a pattern sees. If keys count several times, also the logarithm of their
+    number, to be added to scores."""
     heads, device = pattern.random.shape[1], pattern.count.device
     times = pattern.times(*index_grid(len(pattern.count), heads, pattern.rows, pattern.rows, device))
     return BlockTable(times > 0, times.clamp(min=1).log() if pattern.again else None)
 
 
 def _hash(seed: int, head: Tensor, row: Tensor, step: int) -> Tensor:
-    """31 uniform bits, int64, for every (seed, head, row, step). Rounds of MurmurHash3's finaliser, in integers
-    only."""
+    """31 uniform bits, int64, for every (seed, head, row, step). Rounds of MurmurHash3's finaliser fmix32, in integers
+    only. ``head`` and ``row`` broadcast."""
 
     def mixed(x: Tensor) -> Tensor:
         """fmix32 of 32 bits in an int64. Products overflow, but their low 32 bits are correct."""
@@ -394,20 +425,23 @@ class Blocks:
     def times(self, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
         """How many times keys of block ``j`` count in the softmax of queries of block ``i``. The caller hides keys
         after the query."""
-        total, window = self.count[b.clamp(max=len(self.count) - 1)], self.options.num_window_blocks
+        total = self.count[b.clamp(max=len(self.count) - 1)]
+        window = self.options.num_window_blocks
         if self.causal:
-            seen, ends = ((i - j < window) & (j <= i)) | (j < self.edge), i < 0
+            seen = ((i - j < window) & (j <= i)) | (j < self.edge)
+            sees_all = i < 0  # no query
         else:
             seen = ((i - j).abs() <= window // 2) | self._global(j, total)
-            ends = self._global(i, total) | (total <= self.options.full_blocks)
+            sees_all = self._global(i, total) | (total <= self.options.full_blocks)
         counted = seen.int() + self.again * (j == 0).int()
         batch, heads, _, count = self.random.shape
         b, h, row = b.clamp(max=batch - 1), h.clamp(max=heads - 1), i.clamp(0, self.rows - 1)
         for number in range(count):  # a saved graph cannot unbind an empty axis
             counted = counted + (self.random[..., number][b, h, row] == j).int()
-        return torch.where(ends, 1, counted)
+        return torch.where(sees_all, 1, counted)
 
     def _global(self, block: Tensor, total: Tensor) -> Tensor:
+        """Whether each block is one of the first or last blocks of a sequence with ``total`` blocks."""
         return (block < self.edge) | (block >= total - self.edge)
 
     def seen(self) -> Tensor:
@@ -415,14 +449,17 @@ class Blocks:
         first; -1 for none."""
         edge, window, device = self.edge, self.options.num_window_blocks, self.count.device
         row = torch.arange(self.rows, device=device).view(1, 1, -1, 1)
-        around, ends = torch.arange(window, device=device), torch.arange(edge, device=device)
-        first = ends.expand(1, 1, self.rows, -1)
+        offsets = torch.arange(window, device=device)
+        edge_blocks = torch.arange(edge, device=device)
+        first = edge_blocks.expand(1, 1, self.rows, -1)
         if self.causal:
-            near = row - window + 1 + around
+            near = row - window + 1 + offsets
             return joined(torch.where(first <= row, first, -1), torch.where(near >= edge, near, -1), self.random)
-        near, total = row - window // 2 + around, self.count.view(-1, 1, 1, 1)
+        total = self.count.view(-1, 1, 1, 1)
+        near = row - window // 2 + offsets
         near = torch.where((near >= edge) & (near < total - edge), near, -1)
-        return joined(first, near, (total - edge + ends).expand(-1, -1, self.rows, -1), self.random)
+        last = (total - edge + edge_blocks).expand(-1, -1, self.rows, -1)
+        return joined(first, near, last, self.random)
 
     def parts(self, length: int, tokens: Tensor | None, dtype: torch.dtype, shortest: int) -> tuple[GatherTile, ...]:
         """The tiles of an input of ``length`` tokens. All its sequences start at position 0.
@@ -437,56 +474,73 @@ class Blocks:
         edge, rows, causal, total = self.edge, self.rows, self.causal, self.count.view(-1, 1, 1, 1)
         size, full = self.options.block_size, self.options.full_blocks
         row = torch.arange(rows, device=total.device).view(1, 1, -1, 1)
-        long = total > (0 if causal else full)
-        inner = slice(None) if causal else slice(edge, rows - edge if shortest == rows else rows)
-        active = long & ((row >= 0) if causal else (row < total - edge))
+
+        # A tile for the query blocks that see only some keys. In the causal form, this is every block of every
+        # sequence. Otherwise, it is every block of a long sequence that is not global.
+        if causal:
+            long = total > 0
+            inner = slice(None)
+            active = long & (row >= 0)
+        else:
+            long = total > full  # short sequences get full attention
+            inner = slice(edge, rows - edge if shortest == rows else rows)
+            active = long & (row < total - edge)
         queries = tokens_of(torch.where(active, row, -1)[:, :, inner], size, length)
         keys = tokens_of(self.seen()[:, :, inner], size, length)
-        if tokens is not None:
+        if tokens is not None:  # global tokens are keys of all these queries, and are no queries of this tile
             tokens = tokens & long.view(-1, 1)
             index, real = global_index(tokens)
             index = torch.where(real, index, -1)[:, None, None]
-            queries, keys = (
-                without(queries, tokens),
-                joined(without(keys, tokens), index.expand(-1, -1, keys.shape[2], -1)),
-            )
+            queries = without(queries, tokens)
+            keys = joined(without(keys, tokens), index.expand(-1, -1, keys.shape[2], -1))
         bias = None
         if self.again:  # the keys of the first block, listed first, count more than once
             first = torch.arange(keys.shape[-1], device=keys.device).view(1, 1, 1, 1, -1) < size
             bias = first.to(dtype) * math.log(1 + self.again)
         parts = [GatherTile(queries, keys, causal=causal, bias=bias)]
-        everywhere = torch.arange(length, device=total.device)
-        ends = self.global_rows(length, tokens, long)
-        if ends is not None:
-            parts.append(GatherTile(ends, everywhere.expand(1, 1, ends.shape[2], -1), causal=causal))
+
+        # A tile for the queries in long sequences that see all keys.
+        all_keys = torch.arange(length, device=total.device)
+        global_queries = self.global_rows(length, tokens, long)
+        if global_queries is not None:
+            keys = all_keys.expand(1, 1, global_queries.shape[2], -1)
+            parts.append(GatherTile(global_queries, keys, causal=causal))
+
+        # A tile for full attention in short sequences.
         if not causal and shortest <= full:
-            few = min(full, rows)
-            short = torch.where(~long & (row[:, :, :few] < total), row[:, :, :few], -1)
-            parts.append(GatherTile(tokens_of(short, size, length), everywhere[: few * size].expand(1, 1, few, -1)))
+            blocks = min(full, rows)
+            short = torch.where(~long & (row[:, :, :blocks] < total), row[:, :, :blocks], -1)
+            keys = all_keys[: blocks * size].expand(1, 1, blocks, -1)
+            parts.append(GatherTile(tokens_of(short, size, length), keys))
         return tuple(parts)
 
     def global_rows(self, length: int, tokens: Tensor | None, long: Tensor) -> Tensor | None:
         """Positions of the queries that see everything, ``(B or 1, 1, R, size)``; -1 in empty slots. ``None`` without
-        such queries."""
+        such queries.
+
+        Args:
+            tokens: ``(B, length)`` bool, tokens that are global in addition to the global blocks.
+            long: ``(B or 1, 1, 1, 1)`` bool, False for sequences with full attention.
+        """
         total, edge, size = self.count.view(-1, 1), self.edge, self.options.block_size
-        ends = torch.arange(edge, device=total.device)
         if tokens is None:
             if self.causal or edge == 0:
                 return None
-            block = torch.cat([ends.expand(total.shape[0], -1), total - edge + ends], -1)[:, None, :, None]
-            return tokens_of(torch.where(long, block, -1), size, length)
+            edge_blocks = torch.arange(edge, device=total.device)
+            block = torch.cat([edge_blocks.expand(total.shape[0], -1), total - edge + edge_blocks], -1)
+            return tokens_of(torch.where(long, block[:, None, :, None], -1), size, length)
         if not self.causal:
             block = torch.arange(length, device=total.device) // size
             tokens = tokens | (self._global(block, total) & (block < total) & long.view(-1, 1))
         index, real = global_index(tokens)
-        index = torch.nn.functional.pad(torch.where(real, index, -1), (0, -index.shape[1] % size), value=-1)
+        index = F.pad(torch.where(real, index, -1), (0, -index.shape[1] % size), value=-1)
         return index.view(len(index), 1, -1, size)
 
 
 def without(positions: Tensor, tokens: Tensor) -> Tensor:
     """``positions (B or 1, H or 1, R, T)`` with -1 at the positions of ``tokens (B, N)`` bool."""
-    item = torch.arange(len(tokens), device=tokens.device).view(-1, 1, 1, 1)
-    return torch.where(tokens[item, positions.clamp(min=0)], -1, positions)
+    row = torch.arange(len(tokens), device=tokens.device).view(-1, 1, 1, 1)
+    return torch.where(tokens[row, positions.clamp(min=0)], -1, positions)
 
 
 def joined(*lists: Tensor) -> Tensor:

@@ -70,8 +70,9 @@ class Hedgehog(LinearMechanism):
         return self._features(self.key_map(self.scaled(k, call)))
 
     def _features(self, projected: Tensor) -> Tensor:
-        both = torch.cat((projected, -projected), -1)
-        return both.unflatten(-1, (2, -1)).softmax(-1).flatten(-2)
+        """[softmax(y), softmax(-y)] of projected vectors y, from ``(…, F / 2)`` to ``(…, F)``."""
+        halves = torch.cat((projected, -projected), -1).unflatten(-1, (2, -1))
+        return halves.softmax(-1).flatten(-2)
 
     def kernel(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
         left = self.scaled(q, call) @ self.query_map.weight.to(q.dtype)

@@ -1,14 +1,13 @@
 """Hierarchical attention: exact near the diagonal, coarser with distance (Zhu & Soricut 2021, H-Transformer-1D,
 sections 4 and 6).
 
-The sequence, from its first real token, is cut into blocks of b tokens; on level l, 2^l of them form a block of B_l =
-b·2^l tokens. Query i attends to
+The sequence, from its first real token, is cut into blocks of b tokens. On level l, 2^l of these blocks form a block
+of b·2^l tokens. A pool of level l is the mean of 2^l consecutive tokens. Query i attends to
 
-    level 0:    the tokens of its block and the two neighbouring blocks
-    level l:    further tokens of its level-l block and the two neighbouring blocks, in pools: means of 2^l consecutive
-                tokens
-    the last:   all other tokens, as means of 2^L tokens; by default, L is the lowest level on which two blocks hold
-                the whole sequence
+    level 0:      the tokens of its block and of the two neighbouring blocks
+    level l:      the pools of its level-l block and of the two neighbouring blocks, beyond what lower levels cover
+    top level L:  the pools of all other tokens; by default, L is the lowest level on which two blocks hold the whole
+                  sequence
 
 Let p(i, j) be the real tokens of the pool in which query i sees key j (on level 0, j alone). The weights are
 
@@ -71,12 +70,15 @@ class Hierarchical(Mechanism):
     options: HierarchicalOptions
 
     def pyramid(self, length: int) -> Pyramid:
-        """The levels of a sequence: the fewest at which two top-level blocks cover it, and at most the option
-        ``levels``."""
-        block, levels, top = self.options.block_size, self.options.levels, 0
+        """The levels of a sequence: as few as possible so that two top-level blocks cover the sequence, and at most
+        the option ``levels``."""
+        block, levels = self.options.block_size, self.options.levels
+        top = 0
         while block << top < -(-length // 2):
             top += 1
-        return Pyramid(length, block, top if levels is None else min(top, levels - 1))
+        if levels is not None:
+            top = min(top, levels - 1)
+        return Pyramid(length, block, top)
 
     def covers(self, length: int, causal: bool = False) -> bool:
         return self.pyramid(length).top == 0
@@ -88,6 +90,7 @@ class Hierarchical(Mechanism):
         heads, kv_len, real = q.shape[1], k.shape[2], call.key_mask
         pyramid = self.pyramid(kv_len)
         b, h, q_idx, kv_idx = grid_of(q, k)
+        # Scores and positions of the keys on level 0, then of the pools on each level for the pairs of that level.
         level, centres = pyramid.level_of(q_idx, kv_idx), kv_idx
         scores = q @ repeat_heads(k, heads).mT
         for number, keys in enumerate(pyramid.pooled(k, real).split(pyramid.sizes[1:], 2), 1):
@@ -109,6 +112,8 @@ class Hierarchical(Mechanism):
         if path == "dense-masked":
             weights = self.dense_weights(at_least_fp32(q), at_least_fp32(k), call)
             return F.dropout(weights, call.dropout).to(v.dtype) @ repeat_heads(v, heads)
+
+        # The pools of all levels are further keys and values, after those of the tokens.
         pyramid, real, device = self.pyramid(kv_len), call.key_mask, q.device
         keys = torch.cat([k, pyramid.pooled(k, real)], 2)
         values = torch.cat([v, pyramid.pooled(v, real)], 2)
@@ -118,6 +123,7 @@ class Hierarchical(Mechanism):
         counts, dtype = pyramid.counts(real, device), torch.promote_types(q.dtype, torch.float32)
 
         def weighted() -> tuple[GatherTile, ...]:
+            """The tiles of the pyramid, with biases for the tiles of pools."""
             key = ("pyramid", pyramid, call.causal, device)
             near, *far = BYTE_CACHE.get(key, lambda: pyramid.parts(call.causal, device))
             weights = counts.to(dtype).clamp(min=1).log()
@@ -133,10 +139,12 @@ class Hierarchical(Mechanism):
         if call.score_mod is not None:
             centres = pyramid.centres(device)
             last = None if real is None else last_real(real)
-            score_mod = remapped(
-                call.score_mod, lambda b, h, i: centres[i] if last is None else centres[i].clamp(max=last[b])
-            )
-            call = call.replace(score_mod=score_mod)
+
+            def position(b: Tensor, h: Tensor, kv_idx: Tensor) -> Tensor:
+                """The position of each key or pool in score terms."""
+                return centres[kv_idx] if last is None else centres[kv_idx].clamp(max=last[b])
+
+            call = call.replace(score_mod=remapped(call.score_mod, position))
         call = call.with_mask(None if real is None else counts > 0)
         out = gathered_attention(pad_queries(q, kv_len), keys, values, parts, call)
         return out[:, :, kv_len - q_len :]
@@ -149,8 +157,10 @@ pools."""
 
 @dataclasses.dataclass(frozen=True)
 class Pyramid:
-    """Levels 0 (tokens) to ``top`` of a sequence of ``length`` tokens. A query sees each key on the lowest level that
-    covers it."""
+    """Levels 0 (tokens) to ``top`` of a sequence of ``length`` tokens, with blocks of ``block`` tokens on level 0.
+
+    A query sees each key on the lowest level on which the key is in the query's block or a neighbouring block.
+    """
 
     length: int
     block: int
@@ -175,15 +185,15 @@ class Pyramid:
         return (pool * width + width // 2).clamp(max=self.length - 1)
 
     def centres(self, device: torch.device) -> Tensor:
-        """:meth:`centre` of every entry of the key axis, where the entries of all levels follow one another."""
+        """:meth:`centre` of every entry of the key axis, which holds the tokens and then the pools of each level."""
         return torch.cat(
             [self.centre(level, torch.arange(size, device=device)) for level, size in enumerate(self.sizes)]
         )
 
     def counts(self, real: Tensor | None, device: torch.device) -> Tensor:
-        """Number of tokens in every entry of the key axis, ``(B or 1, all levels)`` float32.
+        """Number of tokens in every entry of the key axis, ``(B or 1, entries of all levels)`` float32.
 
-        Only the ``real (B, N)`` tokens count; without ``real``, all.
+        Only the tokens that are True in ``real (B, N)`` count; without ``real``, all tokens.
         """
 
         def count(tokens: Tensor) -> Tensor:
@@ -212,7 +222,10 @@ class Pyramid:
         return torch.cat(levels, 2).div_(count.clamp(min=1)).to(x.dtype)
 
     def parts(self, causal: bool, device: torch.device) -> tuple[GatherTile, ...]:
-        """Tiles of every level. Queries see the tokens of three blocks (two when causal), and pools farther away."""
+        """The tile of level 0, the tile of level 1 and a tile of all higher levels, as far as these levels exist.
+
+        Queries see the tokens of three blocks (two when causal), and pools farther away.
+        """
         first = torch.arange(0, self.length, self.block, device=device).view(1, 1, -1, 1) - self.block
         near = first + torch.arange((2 if causal else 3) * self.block, device=device)
         near = torch.where((near >= 0) & (near < self.length), near, -1)
@@ -220,7 +233,7 @@ class Pyramid:
         levels_above = range(1, self.top + 1)
         for levels in (levels_above[:1], levels_above[1:]):
             if levels:
-                size = self.block
+                size = self.block  # queries per row, which must see the same pools of the lowest of these levels
                 while size * 2 <= QUERIES_PER_ROW and size < self.block << (levels[0] - 1):
                     size *= 2
                 rows = rows_of(self.length, size, device)
@@ -240,15 +253,16 @@ class Pyramid:
         own_block = (starts // (self.block << (level - 1)))[:, None]
         # the range that the level below covers, in pools of this level
         low, high = (own_block - 1) * half, (own_block + 2) * half
-        if level == self.top:
+        if level == self.top:  # all pools outside that range
             pools = torch.arange(size, device=starts.device).expand(len(starts), -1)
             seen = (pools < low) | ((pools >= high) & (not causal))
-        else:
+        else:  # the pools of the own block and its neighbours, from `left` on, outside that range
             left = (own_block // 2 - 1) * self.block
             slots = torch.arange(2 * half if causal else 3 * half, device=starts.device)
             pools = torch.where(slots < low - left, left + slots, high + slots - (low - left))
             seen = (pools >= 0) & (pools < size) & ((pools < low) | (not causal))
-        return torch.where(seen, pools + sum(self.sizes[:level]), -1)
+        first_index = sum(self.sizes[:level])
+        return torch.where(seen, pools + first_index, -1)
 
     def pairs(self, causal: bool) -> int:
         """Number of visible pairs. A query and a pool are one pair."""

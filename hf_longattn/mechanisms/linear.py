@@ -47,18 +47,21 @@ class Linear(LinearMechanism):
     def advance(
         self, q: Tensor, k: Tensor, v: Tensor, state: State | None, call: AttentionCall
     ) -> tuple[Tensor, State]:
-        """:meth:`LinearMechanism.advance`, in a third of the operations for one token. Their number limits decoding
+        """:meth:`LinearMechanism.advance`. For one token, a third of the operations: their number limits the decoding
         speed on a GPU."""
         if state is None or q.shape[2] > 1 or call.dropout or differentiated(q, k, v):
             return super().advance(q, k, v, state, call)
         with without_autocast(q):
-            (batch, heads, _, _), groups = q.shape, k.shape[1]
-            together = torch.cat([q.flatten(0, 2), k.flatten(0, 2)])
-            phi_q, phi_k = self.queries(at_least_fp32(together), call).split([batch * heads, batch * groups])
+            # The features of queries and keys, in one call.
+            batch, heads, _, _ = q.shape
+            groups = k.shape[1]  # key heads
+            vectors = torch.cat([q.flatten(0, 2), k.flatten(0, 2)])
+            phi_q, phi_k = self.queries(at_least_fp32(vectors), call).split([batch * heads, batch * groups])
             phi_k = phi_k.view(batch, groups, -1)
             if call.key_mask is not None:
                 phi_k = phi_k * call.key_mask[:, None]
 
+            # The state with the new token, and the output from it.
             sums, values = state["kv"], at_least_fp32(v).flatten(0, 1)
             kv = torch.baddbmm(sums.flatten(0, 1), phi_k.view(-1, phi_k.shape[2], 1), values).view_as(sums)
             z = state["z"] + phi_k

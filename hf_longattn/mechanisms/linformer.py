@@ -2,10 +2,10 @@
 
     output = softmax(Q (Eᵀ K)ᵀ · scale) (Fᵀ V)          E, F of shape N × rank
 
-E and F are learned, with one row per position, counted from the first real token. All heads share them, which the
-paper calls headwise sharing. A shorter text uses the first rows; a longer one is refused. E and F are drawn with
-variance 1 / max_length, so that projected values have the variance of the values. (The paper's theorem has 1 / rank,
-which preserves inner products.)
+E and F are learned, with one row per position, counted from the first real token. All heads share E and F, which the
+paper calls headwise sharing. A shorter text uses the first rows; a longer text is refused. E and F are initialised
+with variance 1 / max_length, so that projected values have the variance of the values. (The paper's theorem has
+1 / rank, which preserves inner products.)
 
 Padding is masked before projecting. There is no causal form: a projected key mixes several tokens, and later ones
 cannot be hidden.
@@ -39,7 +39,8 @@ class LinformerOptions(Options):
         return self.max_length or self.rank
 
     def check(self, length: int | None = None) -> None:
-        """Refuse more rows than tokens, where the longest text is known: ``length``, or the option ``max_length``."""
+        """Refuse more rows than tokens of the longest text: ``length`` or, by default, the option ``max_length``.
+        Without either, do nothing."""
         length = self.max_length if length is None else length
         if length is not None and self.rank > length:
             raise OptionError(
@@ -89,7 +90,7 @@ class Linformer(Mechanism):
         if length > self.longest:
             raise InputError(
                 f"The input has {length} tokens, but the learned projection of mechanism 'linformer' has rows for "
-                f"{self.longest}; shorten it, or build the mechanism with max_length={length}."
+                f"{self.longest}; shorten the input, or build the mechanism with max_length={length}."
             )
 
     def dense_weights(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
@@ -121,6 +122,7 @@ class Linformer(Mechanism):
 def project_length(projection: Tensor, x: Tensor) -> Tensor:
     """``Σ_n projection[b, n, r] x[b, h, n, d]``: ``(B or 1, N, R)`` and ``(B, H, N, D)`` to ``(B, H, R, D)``."""
     batch, heads, length, width = x.shape
+    # All heads have the same projection: one product for all of them.
     side_by_side = x.transpose(1, 2).reshape(batch, length, heads * width)
     shared = projection.to(x.dtype).mT.expand(batch, -1, -1)
     return torch.bmm(shared, side_by_side).unflatten(2, (heads, width)).transpose(1, 2)

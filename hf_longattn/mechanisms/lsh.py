@@ -6,19 +6,19 @@ Round r hashes the direction of a vector x by a random rotation (Andoni et al. 2
 
 The tokens are sorted by (bucket, position), the sorted order is cut into chunks of ``bucket_size``, and
 
-    bidirectional:  query i sees the chunk in which (h_r(q_i), i) falls among the keys, and the neighbouring chunks;
+    bidirectional:  query i sees the chunk into which (h_r(q_i), i) would be sorted, and the neighbouring chunks;
                     the last chunk is a neighbour of the first
     causal:         query i sees the last ``bucket_size`` keys j <= i with h_r(k_j) = h_r(q_i)
 
 The keys of all rounds are one set, in which each key counts once (equation 6 and appendix A of the paper). With
-``count_duplicates`` a key counts once for each round in which the query sees it, as in implementations that merge the
+``count_duplicates``, a key counts once for each round in which the query sees it, as in implementations that merge the
 rounds by their log-sum-exp.
 
-In the published causal form, chunks shift when tokens follow, so the keys of a query depend on the future. The causal
-form here depends on earlier tokens only, so decoding token by token equals one pass over the text.
+In the published causal form, later tokens shift the chunks, so that the keys of a query depend on the future. The
+causal form here depends on earlier tokens only. Decoding token by token therefore equals one pass over the text.
 
-``shared_qk`` is the published form. A token has one vector x, taken from the keys, which a cache keeps. Its query is
-x, its key is x / rms(x), and it sees itself only if it sees no other key.
+``shared_qk`` is the published form. A token has one vector x: the key of its layer, since a cache keeps keys. Its
+query is x, its key is x / rms(x), and the token sees itself only if it sees no other key.
 
 Without ``shared_qk``, queries and keys are hashed by the same rotations. The argmax makes normalisation unnecessary.
 (The asymmetric transformations of inner-product search, Neyshabur and Srebro 2015, would need the largest norm of all
@@ -52,9 +52,8 @@ DEFAULT_LENGTH = 4096
 """Length in tokens that sets the number of buckets if the longest input is unknown."""
 FACTOR_ABOVE = 32
 """Number of buckets above which two smaller hashes replace one hash, if the number is a power of two."""
-
 MAX_SINGLE_HASH = 1024
-"""Maximum buckets of a single hash, which takes a step for every two buckets."""
+"""Maximum buckets of a single hash, whose time is proportional to the number of buckets."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,9 +89,8 @@ class LSHOptions(Options):
             )
         if self.num_buckets is not None and self.num_buckets > MAX_SINGLE_HASH and self.num_buckets.bit_count() > 1:
             raise OptionError(
-                f"Option 'num_buckets' of mechanism 'lsh' is {self.num_buckets}, but above {MAX_SINGLE_HASH} two "
-                "hashes form the number, "
-                "which must then be a power of two; for example "
+                f"Option 'num_buckets' of mechanism 'lsh' is {self.num_buckets}, but a number above {MAX_SINGLE_HASH} "
+                "must be a power of two, since two hashes form it; for example "
                 f"num_buckets={2 ** (self.num_buckets.bit_length() - 1)}."
             )
 
@@ -112,19 +110,20 @@ class LSH(BucketedMechanism):
     capabilities = BucketedMechanism.capabilities.but(images="any")
     options: LSHOptions
     rotations: Tensor
-    """Random rotations ``(H, D, rounds, columns)``, concatenated over :attr:`factors`. Drawn from the seed, so not
-    part of a checkpoint."""
+    """Random rotations ``(H, D, rounds, columns)``. A hash with f values (:attr:`factors`) has f/2 columns. The seed
+    determines the rotations, so that a checkpoint does not hold them."""
     factors: tuple[int, ...]
-    """How many values each hash has; the hashes combine into a bucket."""
+    """Number of values of each hash. The hashes together give the bucket, so that ``num_buckets`` is their product."""
 
     def __init__(self, sizes: LayerSizes, options: LSHOptions) -> None:
         super().__init__(sizes, options)
-        self.count_duplicates, self.plain_scores = options.count_duplicates, not options.shared_qk
+        self.count_duplicates = options.count_duplicates
+        self.plain_scores = not options.shared_qk
         self.chunks = {"before": options.num_chunks_before, "after": options.num_chunks_after}
         self.keys_in_chunks = options.bucket_size * (1 + options.num_chunks_before + options.num_chunks_after)
 
-        # On long texts, a bucket of the largest power of two up to 2·length/bucket_size holds half a chunk to a chunk
-        # on average (§2).
+        # By default, the largest power of two up to 2·length/bucket_size. A bucket of the longest text then has half a
+        # chunk to a chunk on average (§2).
         chunks = 2 * (sizes.max_length or DEFAULT_LENGTH) // options.bucket_size
         self.num_buckets = options.num_buckets or 2 ** max(1, chunks.bit_length() - 1)
         power = self.num_buckets.bit_length() - 1
@@ -163,23 +162,28 @@ class LSH(BucketedMechanism):
     @torch.no_grad()
     def hashes(self, x: Tensor) -> Tensor:
         """Buckets of ``x (B, H, N, D)`` in every round, ``(B, H, rounds, N)`` int64 below ``self.num_buckets``."""
-        (batch, heads, length, _), exact = x.shape, exact_dtype(x.device)
+        batch, heads, length, _ = x.shape
+        exact = exact_dtype(x.device)
         halves = [factor // 2 for factor in self.factors]
         with without_autocast(x):
             rotations = self.rotations.to(exact).flatten(2)  # (H, D, rounds·columns)
             rotated = rotations.transpose(1, 2) @ x.to(exact).mT
         rotated = rotated.view(batch, heads, self.options.num_hashes, sum(halves), length)
         bucket = torch.zeros(batch, heads, self.options.num_hashes, length, dtype=torch.int64, device=x.device)
-        scale = 1
-        for columns, factor in zip(rotated.split(halves, -2), self.factors, strict=True) if halves else ():
+        if not halves:  # a single bucket
+            return bucket
+        scale = 1  # product of the factors so far
+        for columns, factor in zip(rotated.split(halves, -2), self.factors, strict=True):
             # argmax [x ; -x], by one comparison for each column x_f
-            highest, index = columns[..., 0, :].abs(), (columns[..., 0, :] < 0).long() * (factor // 2)
+            highest = columns[..., 0, :].abs()
+            index = (columns[..., 0, :] < 0).long() * (factor // 2)
             for f in range(1, factor // 2):
                 column = columns[..., f, :]
-                size = column.abs()
-                index = torch.where(size > highest, f + factor // 2 * (column < 0), index)
-                highest = torch.maximum(highest, size)
-            bucket, scale = bucket + scale * index, scale * factor
+                magnitude = column.abs()
+                index = torch.where(magnitude > highest, f + factor // 2 * (column < 0), index)
+                highest = torch.maximum(highest, magnitude)
+            bucket = bucket + scale * index
+            scale *= factor
         return bucket
 
     def meets(self, q: Tensor, k: Tensor, call: AttentionCall) -> Callable[[Tensor], Tensor]:
@@ -187,18 +191,21 @@ class LSH(BucketedMechanism):
         size, shared, first = options.bucket_size, options.shared_qk, length - q.shape[2]
         key_buckets = self.hashes(k)
         query_buckets = key_buckets[..., first:] if shared else self.hashes(q)
-        positions, listed = torch.arange(length, device=k.device), real[:, None, None, :]
+        positions = torch.arange(length, device=k.device)
+        is_real = real[:, None, None, :]
         if not call.causal:
-            # the real keys sorted by (bucket, position), and the number of real keys before each token
+            # The real keys sorted by (bucket, position). A token's rank is the number of real keys before it in this
+            # order, and its chunk is the rank // size.
             codes = key_buckets * length + positions
-            order = codes.masked_fill(~listed, torch.iinfo(torch.int64).max).sort(-1).values
+            order = codes.masked_fill(~is_real, torch.iinfo(torch.int64).max).sort(-1).values
             query_ranks = torch.searchsorted(order, query_buckets * length + positions[first:])
-            count = listed.sum(-1, keepdim=True)
+            count = is_real.sum(-1, keepdim=True)
             query_chunks = query_ranks.minimum((count - 1).clamp(min=0)) // size
             key_chunks = torch.searchsorted(order, codes) // size
             chunks = ((count + size - 1) // size).clamp(min=1)
 
         def met_in(number: int, rows: Tensor) -> Tensor:
+            """Whether queries meet each key in round ``number``, ``(B, H, n, N)`` bool."""
             if call.causal:
                 buckets = query_buckets[:, :, number, rows - first]
                 return recent_in_bucket(buckets, key_buckets[:, :, number], real, size, rows)
@@ -206,15 +213,15 @@ class LSH(BucketedMechanism):
             for offset in chunk_offsets(**self.chunks, chunks=-(-length // size)):
                 near = (query_chunks[:, :, number, rows - first] + offset) % chunks[:, :, 0]
                 met = met | (near[..., None] == key_chunks[:, :, number, None, :])
-            return met & listed
+            return met & is_real
 
-        def met(rows: Tensor) -> Tensor:
+        def count_rounds(rows: Tensor) -> Tensor:
             count = met_in(0, rows).int()
             for number in range(1, options.num_hashes):
                 count = count + met_in(number, rows)
             return count * (positions != rows[:, None]) if shared else count
 
-        return met
+        return count_rounds
 
     def labels_documents(self, k: Tensor, v: Tensor, call: AttentionCall) -> bool:
         # Bidirectional chunks start at each document's first sorted token and wrap around.

@@ -1,13 +1,14 @@
 """Nyströmformer (Xiong et al. 2021, equations 13 to 15).
 
-The landmarks Q̃ and K̃ are the means of queries and keys over M segments of the text. With F = softmax(Q K̃ᵀ), A =
-softmax(Q̃ K̃ᵀ) and B = softmax(Q̃ Kᵀ), all scores scaled,
+The landmarks Q̃ and K̃ are the means of queries and keys over M segments of the text. With scaled scores,
 
-    softmax(Q Kᵀ) ≈ F A⁺ B        output = F A⁺ (B V), plus a depthwise convolution of V along the text
-                                           with ``conv_kernel``, as in the paper's models
+    F = softmax(Q K̃ᵀ)      A = softmax(Q̃ K̃ᵀ)      B = softmax(Q̃ Kᵀ)
 
-A⁺ is approximated by a fixed number of iterations (equation 14). In a text of at most M tokens, every token is a
-landmark, and softmax(Q Kᵀ) is computed exactly. There is no causal form: a landmark is a mean over past and future.
+    softmax(Q Kᵀ) ≈ F A⁺ B        output = F A⁺ (B V)
+
+With ``conv_kernel``, a depthwise convolution of V along the text is added, as in the paper's models. A⁺ is
+approximated by a fixed number of iterations (equation 14). In a text of at most M tokens, every token is a landmark,
+and softmax(Q Kᵀ) is computed exactly. There is no causal form: a landmark is a mean over past and future.
 """
 
 from __future__ import annotations
@@ -90,8 +91,10 @@ class Nystrom(Mechanism):
         k = repeat_heads(k, q.shape[1])
         count, scale, real = self.options.num_landmarks, call.scale_for(q.shape[3]), call.real(k)
         means = segment_matrix(real, count, q.dtype)[:, None]
-        filled = (means > 0).any(-1)
+        filled = (means > 0).any(-1)  # whether a landmark has tokens
         q_marks, k_marks = means @ q, means @ k
+
+        # The matrices F, A and B of the module's docstring.
         f = softmax_over(scale * q @ k_marks.mT, filled[:, :, None])
         both = filled[..., None] & filled[:, :, None]  # empty landmarks would change the norm of the batch
         a = softmax_over(scale * q_marks @ k_marks.mT, both)
@@ -115,7 +118,8 @@ class Nystrom(Mechanism):
     def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
         check_all_queries(self, q, k)
         length, heads = k.shape[2], q.shape[1]
-        k, v = repeat_heads(k, heads), drop_keys(repeat_heads(v, heads), call.dropout)
+        k = repeat_heads(k, heads)
+        v = drop_keys(repeat_heads(v, heads), call.dropout)
         call = call.replace(dropout=0.0)
         real = call.key_mask
         if length <= self.options.num_landmarks:
@@ -127,20 +131,24 @@ class Nystrom(Mechanism):
                 out = self._approximated(at_least_fp32(q), at_least_fp32(k), exact_v, real, call).to(q.dtype)
         if self.options.conv_kernel is None:
             return out
+
+        # Add the convolution of the values; padding is 0 before and after it.
         kernel = self.conv.to(v.dtype)[:, None, :, None]
-        values = v if real is None else v * real[:, None, :, None]
-        convolved = F.conv2d(values, kernel, padding=(self.options.conv_kernel // 2, 0), groups=heads)
-        return out + (convolved if real is None else convolved * real[:, None, :, None])
+        padding = (self.options.conv_kernel // 2, 0)
+        if real is None:
+            return out + F.conv2d(v, kernel, padding=padding, groups=heads)
+        real = real[:, None, :, None]
+        return out + F.conv2d(v * real, kernel, padding=padding, groups=heads) * real
 
     def _approximated(self, q: Tensor, k: Tensor, v: Tensor, real: Tensor | None, call: AttentionCall) -> Tensor:
-        """``F A⁺ (B V)``, for texts with more tokens than landmarks."""
+        """``F A⁺ (B V)``, ``(B, H, N, D)``, for inputs with more tokens than landmarks. ``real``: the key mask."""
         count, scale = self.options.num_landmarks, call.scale_for(q.shape[3])
         filled, means = None, None
         if real is None:
             q_marks, k_marks = segment_means(q, count), segment_means(k, count)
         else:
             means = segment_matrix(real, count, q.dtype).mT
-            filled = (means > 0).any(1)
+            filled = (means > 0).any(1)  # (B, M): whether a landmark has tokens
             q_marks, k_marks = project_length(means, q), project_length(means, k)
         scores = q_marks @ k_marks.mT * scale
         if filled is None:
@@ -149,7 +157,7 @@ class Nystrom(Mechanism):
             middle = softmax_over(scores, filled[:, None, :, None] & filled[:, None, None])
         inverse = pseudo_inverse(middle, self.options.iterations, self.norm_per_matrix)
         values = inverse @ dense_attention(q_marks, k, v, call)
-        if means is not None and real is not None:  # in texts of at most M tokens, every token is a landmark: exact
+        if means is not None and real is not None:  # exact for texts of at most M tokens, whose tokens are landmarks
             values = torch.where(real.sum(-1)[:, None, None, None] > count, values, project_length(means, v))
         return dense_attention(q, k_marks, values, call.with_mask(filled))
 
@@ -158,20 +166,21 @@ class Nystrom(Mechanism):
 
     def pairs(self, length: int, causal: bool = False) -> int:
         """Queries × landmark keys, landmark queries × keys, and landmarks × landmarks."""
-        count = min(self.options.num_landmarks, length)
-        return length * length if length <= self.options.num_landmarks else count * (2 * length + count)
+        landmarks = self.options.num_landmarks
+        return length * length if length <= landmarks else landmarks * (2 * length + landmarks)
 
 
 def pseudo_inverse(a: Tensor, iterations: int, per_matrix: bool) -> Tensor:
     """An approximate Moore–Penrose inverse of each ``a (B, H, M, M)``, whose rows are non-negative and sum to 1.
 
-    Z ← ¼ Z (13 I − A Z (15 I − A Z (7 I − A Z))) from Z = Aᵀ / ‖A‖₁. Unless ``per_matrix``, the largest norm serves
-    all matrices.
+    Iterates Z ← ¼ Z (13 I − A Z (15 I − A Z (7 I − A Z))) from Z = Aᵀ / ‖A‖₁. If ``per_matrix`` is False, the largest
+    norm ‖A‖₁ is used for all matrices.
     """
     shape = a.shape
     a = a.flatten(0, 1)
     norms = a.sum(-2).amax(-1)
-    norms = norms if per_matrix else norms.amax(0).expand_as(norms)
+    if not per_matrix:
+        norms = norms.amax(0).expand_as(norms)
     z = a.transpose(1, 2) / norms.clamp(min=torch.finfo(a.dtype).tiny)[:, None, None]
     eye = torch.eye(shape[-1], dtype=a.dtype, device=a.device)
     for _ in range(iterations):
@@ -183,28 +192,31 @@ def pseudo_inverse(a: Tensor, iterations: int, per_matrix: bool) -> Tensor:
 
 
 def segment_matrix(real: Tensor, count: int, dtype: torch.dtype) -> Tensor:
-    """Matrix ``(B, M, N)`` that averages M = ``count`` nearly equal runs (segments) of each sequence's real tokens.
+    """Matrix ``(B, M, N)`` that averages the real tokens of each sequence in M = ``count`` segments.
 
-    A token's entry in the row of its segment is 1 / (tokens of the segment). Entries of padding (``real (B, N)`` is
-    False) are 0. Segments of n real tokens have ⌊n/M⌋ tokens or one more, the shorter ones first. If n < M, each token
-    is a segment, and the others are empty.
+    Segments are consecutive tokens. If a sequence has n real tokens, its segments have ⌊n/M⌋ tokens or one more, the
+    shorter ones first. If n < M, each token is a segment, and further segments are empty. A token's entry in the row
+    of its segment is 1 / (tokens of the segment). All other entries are 0, also those of padding (``real (B, N)`` is
+    False).
     """
-    number = real.sum(-1, keepdim=True)
+    num_real = real.sum(-1, keepdim=True)
     token = real.long().cumsum(-1) - 1
-    size = number // count
-    shorter = (size + 1) * count - number
-    boundary = shorter * size
-    segment = torch.where(token < boundary, token // size.clamp(min=1), shorter + (token - boundary) // (size + 1))
-    within = (segment[:, None] == torch.arange(count, device=real.device)[:, None]) & real[:, None]
-    return within.to(dtype) / within.sum(-1, keepdim=True).clamp(min=1)
+    size = num_real // count
+    num_shorter = (size + 1) * count - num_real
+    boundary = num_shorter * size  # first token of the longer segments
+    segment = torch.where(token < boundary, token // size.clamp(min=1), num_shorter + (token - boundary) // (size + 1))
+    in_segment = (segment[:, None] == torch.arange(count, device=real.device)[:, None]) & real[:, None]
+    return in_segment.to(dtype) / in_segment.sum(-1, keepdim=True).clamp(min=1)
 
 
 def segment_means(x: Tensor, count: int) -> Tensor:
-    """Means ``(B, H, M, D)`` of M = ``count`` segments of ``x (B, H, N, D)``, which has no padding, and N > M."""
+    """Means ``(B, H, M, D)`` of M = ``count`` segments of ``x (B, H, N, D)``, as by :func:`segment_matrix`. There must
+    be no padding, and N > M."""
     length = x.shape[2]
     size = length // count
-    shorter = (size + 1) * count - length
-    means = [x[:, :, : shorter * size].unflatten(2, (shorter, size)).mean(3)]
-    if shorter < count:
-        means.append(x[:, :, shorter * size :].unflatten(2, (count - shorter, size + 1)).mean(3))
+    num_shorter = (size + 1) * count - length
+    boundary = num_shorter * size  # first token of the longer segments
+    means = [x[:, :, :boundary].unflatten(2, (num_shorter, size)).mean(3)]
+    if num_shorter < count:
+        means.append(x[:, :, boundary:].unflatten(2, (count - num_shorter, size + 1)).mean(3))
     return torch.cat(means, 2)

@@ -15,8 +15,8 @@ of exponents differs: they are in fp32, and those of keys are about -scale |k|²
 In a graph (torch.compile, export), the causal form is computed in float64, where exp() covers differences of some 700.
 There, a query outputs zeros if the exponents of all its keys lie further than that below the largest exponent.
 
-Nothing is added to the features, whereas the authors' code adds 10⁻³ to relu features and 10⁻⁶ to softmax features. A
-query therefore outputs zeros if its relu features share no direction with those of its keys.
+The authors' code adds 10⁻³ to relu features and 10⁻⁶ to softmax features. Here nothing is added. A query therefore
+outputs zeros if no feature is positive for both the query and one of its keys (relu).
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class Performer(LinearMechanism, NeedsWholeBatch):
         self.logarithms = options.kernel == "softmax"
         self.features_per_head = options.num_features
         self._known = (0, -1, 0)
-        """Identity, version and value of ``passes`` when last read. Reading it again would wait for the device."""
+        """Identity, version and value of ``passes`` when last read. Saves reading the value from the device again."""
         self.register_buffer("projection", torch.empty(options.num_features, sizes.head_dim))
         self.register_buffer("passes", torch.zeros((), dtype=torch.long))
         self.reset_parameters()
@@ -105,12 +105,13 @@ class Performer(LinearMechanism, NeedsWholeBatch):
         self._draw(draws)
 
     def _draw(self, draws: int) -> None:
+        """Set the directions to the draw with number ``draws``."""
         drawn = orthogonal_gaussian(*self.projection.shape, self.options.seed, self.layer, draws)
         # A new tensor: a pending backward pass may need the old one.
         self.projection = drawn.to(self.projection)
 
     def directions(self, seed: int) -> Tensor:
-        """Directions ``(m, D)``: the buffer if ``seed`` is 0, otherwise the draw of that seed."""
+        """Directions ``(m, D)``: the buffer if the call's ``seed`` is 0, otherwise the draw of that seed."""
         if seed == 0:
             return self.projection
         return orthogonal_gaussian(*self.projection.shape, self.options.seed, self.layer, 0, seed).to(self.projection)
@@ -120,12 +121,14 @@ class Performer(LinearMechanism, NeedsWholeBatch):
         interval."""
         interval = self.options.redraw_interval
         if self.training and interval and not in_graph() and not in_backward():
-            known, tensor = self._known, self.passes
-            value = known[2] if known[:2] == (id(tensor), tensor_version(tensor)) else int(tensor)
+            identity, version, passes = self._known
+            if (identity, version) != (id(self.passes), tensor_version(self.passes)):
+                passes = int(self.passes)
             self.passes.add_(1)
-            self._known = id(tensor), tensor_version(tensor), value + 1
-            if (value + 1) % interval == 0:
-                self._draw((value + 1) // interval)
+            passes += 1
+            self._known = id(self.passes), tensor_version(self.passes), passes
+            if passes % interval == 0:
+                self._draw(passes // interval)
         return super().run(q, k, v, state, call)
 
     def queries(self, q: Tensor, call: AttentionCall) -> Tensor:
@@ -140,7 +143,7 @@ class Performer(LinearMechanism, NeedsWholeBatch):
         return torch.add(k @ directions.mT, squares, alpha=-scale / 2)
 
     def _scaled_directions(self, x: Tensor, call: AttentionCall) -> Tensor:
-        """√scale w_m, so that their products with x are w_m·x'."""
+        """√scale w_m ``(m, D)``. The product with x is then w_m·x'."""
         return self.directions(call.seed).to(x.dtype) * call.scale_for(self.head_dim) ** 0.5
 
     def kernel(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
@@ -148,7 +151,8 @@ class Performer(LinearMechanism, NeedsWholeBatch):
         left, right = (x @ self.directions(call.seed).to(x.dtype).mT for x in (q, k))
         if self.options.kernel == "relu":
             return left.relu() @ right.relu().mT
-        return log_products(left - q.square().sum(-1, keepdim=True) / 2, right - k.square().sum(-1, keepdim=True) / 2)
+        left, right = (y - x.square().sum(-1, keepdim=True) / 2 for x, y in ((q, left), (k, right)))
+        return log_products(left, right)
 
 
 def orthogonal_gaussian(rows: int, columns: int, *seeds: int) -> Tensor:
@@ -164,7 +168,7 @@ def orthogonal_gaussian(rows: int, columns: int, *seeds: int) -> Tensor:
     blocks = []
     for _ in range(0, rows, columns):
         q, r = torch.linalg.qr(torch.randn(columns, columns, generator=generator, dtype=torch.float64, device="cpu"))
-        blocks.append((q * r.diagonal().sign()).mT)  # these signs make Q uniform, whichever library factorised
+        blocks.append((q * r.diagonal().sign()).mT)  # the signs make Q uniform, independent of the QR library
     lengths = torch.randn(rows, columns, generator=generator, dtype=torch.float64, device="cpu").norm(
         dim=1, keepdim=True
     )
@@ -172,7 +176,7 @@ def orthogonal_gaussian(rows: int, columns: int, *seeds: int) -> Tensor:
 
 
 def in_backward() -> bool:
-    """Whether a backward pass is running. It runs checkpointed layers again."""
+    """Whether a backward pass is running. Activation checkpointing then runs forward passes a second time."""
     if not hasattr(torch._C, "_current_graph_task_id"):
         warn_missing("in_backward")
         return False

@@ -1,13 +1,13 @@
 """Recurrent memory transformer (Bulatov et al. 2022, section 3): memory tokens pass from each segment to the next.
 
-A layer computes full attention within segments of S tokens, counted from the first real token: with B(i) = ⌊i/S⌋,
-query i sees key j if B(i) = B(j), and j <= i in the causal form. The recurrence is part of the model: the Long classes
-run segment τ on
+A layer computes full attention within segments of S tokens, counted from the first real token: query i sees key j if
+⌊i/S⌋ = ⌊j/S⌋, and j <= i in the causal form. The recurrence is part of the model. The Long classes run it on one
+segment τ after the other, with memory tokens mem_τ beside the segment's text:
 
-    encoder:  [mem_τ ∘ text_τ]             mem_{τ+1} = last hidden states of mem
-    decoder:  [mem_τ ∘ text_τ ∘ mem_τ]     mem_{τ+1} = last hidden states of the second mem
+    encoder:  [mem_τ ∘ text_τ]             mem_{τ+1} = last hidden states of mem_τ
+    decoder:  [mem_τ ∘ text_τ ∘ mem_τ]     mem_{τ+1} = last hidden states of the second mem_τ
 
-with mem_0 learned, so that a model of S positions reads texts of any length. Gradients flow back through the last
+mem_0 is learned. A model of S positions therefore reads texts of any length. Gradients flow back through the last
 ``bptt_depth`` segments.
 """
 
@@ -39,8 +39,8 @@ class RecurrentMemoryOptions(Options):
     def check(self) -> None:
         if self.segment_length < 2 * self.num_memory_tokens + 2:
             raise OptionError(
-                f"Option 'segment_length' of mechanism 'recurrent_memory' is {self.segment_length}, but "
-                f"{self.num_memory_tokens} memory tokens come before and after the text; set "
+                f"Option 'segment_length' of mechanism 'recurrent_memory' is {self.segment_length}, but a segment "
+                f"holds {self.num_memory_tokens} memory tokens before and after its text; set "
                 f"segment_length={2 * self.num_memory_tokens + 2} or more."
             )
 

@@ -1,16 +1,19 @@
 """Routing attention: tokens meet in clusters (Roy et al. 2020, Routing Transformer, section 4.1 and algorithm 1).
 
-A token's routing vector x̂ is its query or key after layer normalisation without scale; its affinity to cluster c is
-a_c = x̂ · μ_c.
+A token's routing vector x̂ is its query or key after layer normalisation without a learned scale. Its affinity to
+cluster c is a_c = x̂ · μ_c.
 
     bidirectional:  query i sees the w keys with the greatest affinity to its cluster c(i) = argmax_c a_c(q_i)
     causal:         query i sees the last w keys j <= i with c(k_j) = c(q_i)
 
-Scores are q · k, as in the training of a converted checkpoint; algorithm 1 has q̂ · k̂. (The paper's causal form uses
-the queries as keys, K ← Q; converted models have separate keys.) The w best tokens of a cluster depend on the whole
-sequence, so the causal form takes the latest ones instead. Here every query belongs to one cluster, the nearest. In
-algorithm 1, a cluster takes its w nearest queries: a query in no cluster gets nothing, and a query in several gets one
-of the results. The paper's local heads are a window in a ``union``. A query that sees no key sees itself.
+A query that sees no key sees itself. Differences from the paper:
+
+- Scores are q · k, as in the training of a converted checkpoint. Algorithm 1 has q̂ · k̂. The paper's causal form uses
+  the queries as keys, K ← Q, but converted models have separate keys.
+- The w best tokens of a cluster depend on the whole sequence. The causal form therefore takes the latest w instead.
+- Every query belongs to one cluster, the nearest. In algorithm 1, a cluster takes its w nearest queries: a query in no
+  cluster gets nothing, and a query in several clusters gets one of the results.
+- The paper's local heads are a window in a ``union``.
 
 ``router="kmeans"``: the centroids μ are unit vectors in a buffer. In training with gradients they follow the tokens,
 once per backward pass:
@@ -19,13 +22,14 @@ once per backward pass:
 
 If a cluster has no queries or no keys, only the other mean enters. Algorithm 1 has sums instead of means, and no
 ``normalise``. With means, the rate does not depend on the batch size. With unit vectors, no centroid attracts more
-tokens by its length. In distributed training each process moves its centroids by its own tokens.
+tokens by its length. In distributed training, each process moves its centroids by its own tokens.
 :func:`~hf_longattn.mechanisms.routing.synchronise_centroids` replaces these moves by one move over the tokens of all
-processes, as a single process would make. ``longattn train`` calls it after every backward pass.
+processes, which a single process with all tokens would make. ``longattn train`` calls this function after every
+backward pass.
 
-``router="learned"``: the rows of a trained matrix W_r replace μ. In the bidirectional form, its logits are balanced by
-Sinkhorn iterations over the keys of each sequence, so that clusters are equally popular. With p_j(c) = softmax_c of
-the key's (balanced) logits,
+``router="learned"``: the rows of a trained matrix W_r replace μ, and affinities are logits. In the bidirectional form,
+the logits are balanced by Sinkhorn iterations over the keys of each sequence, so that clusters are equally popular.
+Let p_j(c) be the softmax over clusters c of key j's (balanced) logits. Then
 
     s_ij  =  q_i · k_j · scale + log p_j(c(i))
 
@@ -59,6 +63,7 @@ from .common.registry import register_mechanism
 DEFAULT_LENGTH = 4096
 """Length in tokens that sets the number of clusters if the longest input is unknown."""
 SINKHORN_STEPS = 8
+"""Iterations that balance the clusters of a learned router."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,8 +100,8 @@ class Routing(BucketedMechanism, NeedsWholeBatch):
     """``(H, clusters, D)``, part of the checkpoint. A learned router has a parameter ``router`` of that shape
     instead."""
     _unshared: tuple[Tensor, Tensor] | None = None
-    """Centroids after the last :func:`synchronise_centroids`, and sums of this process's tokens since then,
-    ``(2, H, clusters, D + 1)``. ``None`` in a single process."""
+    """Centroids after the last :func:`synchronise_centroids`, and :func:`cluster_sums` of this process's queries and
+    keys since then, ``(2, H, clusters, D + 1)``. ``None`` in a single process."""
 
     def __init__(self, sizes: LayerSizes, options: RoutingOptions) -> None:
         super().__init__(sizes, options)
@@ -143,28 +148,32 @@ class Routing(BucketedMechanism, NeedsWholeBatch):
         if not self.learned or call.causal:
             return None
         logits, real = self.logits(k), call.real(k)
-        share = (real.sum(-1).clamp(min=1).to(logits.dtype) / self.num_clusters).log().view(-1, 1, 1, 1)
+        # log of the wanted number of keys per cluster
+        log_share = (real.sum(-1).clamp(min=1).to(logits.dtype) / self.num_clusters).log().view(-1, 1, 1, 1)
         offset = logits.new_zeros(*logits.shape[:2], 1, self.num_clusters)
         for _ in range(SINKHORN_STEPS):
-            plan = (logits + offset).log_softmax(-1).masked_fill(~real[:, None, :, None], float("-inf"))
-            offset = offset + share - plan.logsumexp(2, keepdim=True)
+            log_p = (logits + offset).log_softmax(-1).masked_fill(~real[:, None, :, None], float("-inf"))
+            offset = offset + log_share - log_p.logsumexp(2, keepdim=True)
         return torch.where(real.any(-1).view(-1, 1, 1, 1), offset, 0.0)
 
     def shares(self, k: Tensor, offset: Tensor | None, exact: bool) -> Tensor:
-        """Values by which clusters rank keys, ``(B, H, Nk, clusters)``. For a learned router, log p (with gradients);
-        else affinities."""
+        """Values by which clusters rank keys, ``(B, H, Nk, clusters)``. For a learned router, these are log p (with
+        gradients); otherwise, affinities."""
         logits = self.logits(k, exact)
         if not self.learned:
             return logits
-        return (logits if offset is None else logits + offset.to(logits.dtype)).log_softmax(-1)
+        if offset is not None:
+            logits = logits + offset.to(logits.dtype)
+        return logits.log_softmax(-1)
 
     @torch.no_grad()
     def clusters(self, x: Tensor, offset: Tensor | None) -> Tensor:
         """The cluster of every vector, ``(B, H, N)``."""
         if self.learned:
             return self.shares(x, offset, exact=True).argmax(-1)
-        # Layer norm of x is not needed. Its division does not change the nearest cluster of a vector. Its subtraction
-        # of the mean is moved to the centroids: Σ_d (x_d - mean(x)) μ_d = Σ_d x_d (μ_d - mean(μ)).
+        # The layer norm of x is not computed. It would divide by a number, which does not change the nearest cluster,
+        # and subtract the mean. Centroids without their mean have the same effect:
+        # Σ_d (x_d - mean(x)) μ_d = Σ_d x_d (μ_d - mean(μ)).
         dtype = exact_dtype(x.device)
         centroids = self.centroids.to(dtype)
         with without_autocast(x):
@@ -198,27 +207,28 @@ class Routing(BucketedMechanism, NeedsWholeBatch):
         self, q: Tensor, k: Tensor, q_len: int, call: AttentionCall
     ) -> tuple[tuple[GatherTile, ...], Tensor | None]:
         real, offset = call.key_mask, self.offsets(k, call)
-        cluster, no_visible_key = self.clusters(q, offset), None
-        if call.causal:
-            (buckets, count), (key_buckets, _) = (
-                buckets_of_documents(x[:, :, None], self.num_clusters, call.documents)
-                for x in (cluster, self.clusters(k, None))
-            )
+        cluster = self.clusters(q, offset)
+        no_visible_key = None
+        if call.causal:  # a cluster is a bucket of one round
+            key_cluster = self.clusters(k, None)
+            buckets, count = buckets_of_documents(cluster[:, :, None], self.num_clusters, call.documents)
+            key_buckets, _ = buckets_of_documents(key_cluster[:, :, None], self.num_clusters, call.documents)
             rounds = RecentRounds(buckets, key_buckets, count, real=real, q_len=q_len, size=self.size, shared=False)
             parts, no_visible_key = [*rounds.parts()], rounds.no_visible_key()
-        else:
+        else:  # rows of queries of one cluster, each with the members of the cluster
             members = topk(self._ranked(k, offset, real), self.size).sort(-1).values  # in the order of the sequence
-            rows, group = cluster_rows(
-                cluster, self.num_clusters, real, q_len, max(1, min(self.size, MAX_ROW_QUERIES) // 2)
-            )
-            parts = [GatherTile(rows, members.gather(2, group[..., None].expand(-1, -1, -1, members.shape[-1])))]
+            max_queries = max(1, min(self.size, MAX_ROW_QUERIES) // 2)
+            rows, row_cluster = cluster_rows(cluster, self.num_clusters, real, q_len, max_queries)
+            keys = members.gather(2, row_cluster[..., None].expand(-1, -1, -1, members.shape[-1]))
+            parts = [GatherTile(rows, keys)]
         if self.learned:  # log p_j(c(i)) is the bias of a pair
             share = self.shares(k, offset, exact=False).flatten(2)
             for number, part in enumerate(parts):
                 queries, keys = (x.expand(*cluster.shape[:2], -1, -1) for x in (part.queries, part.keys))
                 index = keys.clamp(min=0)[..., None, :] * self.num_clusters + taken(cluster, queries)[..., :, None]
                 bias = share.gather(2, index.flatten(2)).view(index.shape)
-                bias = bias if part.bias is None else bias.masked_fill(~part.bias, float("-inf"))
+                if part.bias is not None:
+                    bias = bias.masked_fill(~part.bias, float("-inf"))
                 parts[number] = dataclasses.replace(part, bias=bias)
         return tuple(parts), no_visible_key
 
@@ -230,26 +240,25 @@ class Routing(BucketedMechanism, NeedsWholeBatch):
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
         if self.needs_one_call() and differentiated(q, k, v):
-            # The sums are taken now, with the centroids of this pass, which move after the backward pass.
+            # The sums are taken now, by the centroids of this pass. The centroids move after the backward pass.
             real = call.real(k)
-            sums: list[Tensor] = []
+            sums_of_both: list[Tensor] = []  # of queries and of keys
             with torch.no_grad():
                 for x, is_real in ((q, real[:, -q.shape[2] :]), (repeat_heads(k, q.shape[1]), real)):
                     clusters = self.clusters(x, None)
-                    sums.append(
-                        cluster_sums(F.layer_norm(x.float(), x.shape[-1:]), clusters, self.num_clusters, is_real)
-                    )
+                    vectors = F.layer_norm(x.float(), x.shape[-1:])
+                    sums_of_both.append(cluster_sums(vectors, clusters, self.num_clusters, is_real))
 
             @torch.no_grad()
-            def follow() -> None:
-                """Move the centroids by the sums. Among several processes, remember these sums."""
-                both = torch.stack(sums)
+            def move_centroids() -> None:
+                """Move the centroids by the sums. With several processes, keep the sums for synchronise_centroids."""
+                sums = torch.stack(sums_of_both)
                 if processes() > 1:
                     earlier, unshared = self._unshared or (self.centroids.clone(), 0)
-                    self._unshared = earlier, unshared + both
-                self.centroids.copy_(moved(self.centroids, both, self.options.decay))
+                    self._unshared = earlier, unshared + sums
+                self.centroids.copy_(moved(self.centroids, sums, self.options.decay))
 
-            q, k, v = after_backward((q, k, v), follow)
+            q, k, v = after_backward((q, k, v), move_centroids)
         return super().forward(q, k, v, call)
 
     def covers(self, length: int, causal: bool = False) -> bool:
@@ -260,18 +269,18 @@ class Routing(BucketedMechanism, NeedsWholeBatch):
 
 
 def after_backward(tensors: Sequence[Tensor], act: Callable[[], None]) -> list[Tensor]:
-    """Hook the tensors so that ``act`` runs once, after the backward pass through their results.
+    """Return the tensors with a hook by which ``act`` runs once, in the backward pass through their results.
 
-    Activation checkpointing computes the forward pass twice and needs the same centroids both times, so they move in
-    the backward pass. In a compiled graph ``act`` runs immediately, like updates of batch normalisation. One of the
-    tensors must require gradients.
+    Activation checkpointing computes the forward pass twice and needs the same centroids both times. The centroids
+    therefore move in the backward pass. In a compiled graph ``act`` runs immediately, like updates of batch
+    normalisation. One of the tensors must require gradients.
     """
     if torch.compiler.is_compiling():
         act()
         return list(tensors)
     first = next(i for i, x in enumerate(tensors) if x.requires_grad)
     watched = tensors[first].view_as(tensors[first])  # a view, so that the caller's tensor keeps no hook
-    done: list[bool] = []
+    done: list[bool] = []  # holds an entry after the first run
 
     def hook(gradient: Tensor) -> None:
         if not done:
@@ -310,11 +319,11 @@ def moved(centroids: Tensor, sums: Tensor, decay: float) -> Tensor:
 def synchronise_centroids(model: nn.Module) -> None:
     """Move all centroids of ``model`` by the tokens of all processes since the last call.
 
-    Every process must call it at the same point: after each backward pass, or after each optimizer step for one move
-    by all accumulated batches. It first undoes the moves that the process made by itself, so that the centroids equal
-    those of one process with the whole batch. This holds even if a process skipped a batch or a layer. The backward
-    pass itself does not communicate, because such a process would leave the others waiting. In a single process, the
-    function does nothing.
+    Every process must call this function at the same point: after each backward pass or, for one move by all
+    accumulated batches, after each optimizer step. The function first undoes the moves that the process made by
+    itself, so that the centroids equal those of one process with the whole batch. This holds even if a process skipped
+    a batch or a layer. The backward pass itself does not communicate: if a process skips it, the others would wait. In
+    a single process, the function does nothing.
 
     Args:
         model: any module; also inside DistributedDataParallel or FSDP.
@@ -325,14 +334,15 @@ def synchronise_centroids(model: nn.Module) -> None:
     unshared = []
     for layer in layers:
         heads, clusters, width = layer.centroids.shape
-        nothing = layer.centroids.new_zeros(2, heads, clusters, width + 1, dtype=torch.float32)
-        unshared.append((layer.centroids, nothing) if layer._unshared is None else layer._unshared)
-    together = torch.cat([sums.flatten() for _, sums in unshared])
-    torch.distributed.all_reduce(together)
-    for layer, (earlier, local), sums in zip(
-        layers, unshared, together.split([local.numel() for _, local in unshared]), strict=True
-    ):
-        # undoes the moves by this process's own tokens
+        no_sums = layer.centroids.new_zeros(2, heads, clusters, width + 1, dtype=torch.float32)
+        unshared.append((layer.centroids, no_sums) if layer._unshared is None else layer._unshared)
+
+    # one communication for all layers
+    all_sums = torch.cat([local.flatten() for _, local in unshared])
+    torch.distributed.all_reduce(all_sums)
+    sums_of_layers = all_sums.split([local.numel() for _, local in unshared])
+    for layer, (earlier, local), sums in zip(layers, unshared, sums_of_layers, strict=True):
+        # moves from `earlier`, which undoes the moves by this process's own tokens
         layer.centroids.copy_(moved(earlier, sums.view(local.shape), layer.options.decay))
         layer._unshared = None
 

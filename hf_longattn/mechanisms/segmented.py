@@ -1,11 +1,11 @@
 """Segmented attention: softmax inside blocks, and over neighbouring blocks or summaries of all others.
 
-With blocks of b tokens counted from the first real token and B(i) = ⌊i/b⌋, query i sees, under one softmax,
+Blocks have b tokens, counted from the first real token. By the option ``integration``, a query sees under one softmax
 
     none       the keys of its block
-    previous   also those of the block before, and in the bidirectional form those of the next block (Qiu et al. 2020,
-               BlockBERT, whose heads see either their block or a shifted one; here every head sees both)
-    pooled     the keys of its block, and one key and value, a summary, for each other block
+    previous   the keys of its block and of the block before, and in the bidirectional form of the next block (Qiu et
+               al. 2020, BlockBERT, whose heads see either their block or a shifted one; here every head sees both)
+    pooled     the keys of its block, and a summary of each other block: one key and one value
 
 The causal form has only keys j <= i and summaries of earlier blocks. One softmax over the tokens of a block and the
 summaries of the other blocks is Combiner's form (Ren et al. 2021, section 4.1, Combiner-Fixed).
@@ -87,10 +87,10 @@ class Segmented(GatheredMechanism):
         size, reached = self.options.block_size, self._neighbours
 
         def mod(b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
-            away = q_idx // size - kv_idx // size
+            blocks_apart = q_idx // size - kv_idx // size
             if self.summarises:
-                return away == away
-            return (away <= reached) & (away >= -reached)
+                return blocks_apart == blocks_apart  # True for every pair
+            return (blocks_apart <= reached) & (blocks_apart >= -reached)
 
         return mod
 
@@ -100,7 +100,8 @@ class Segmented(GatheredMechanism):
         if self.options.integration == "none":
             return tuple(cells(blocks, blocks, causal=causal))
         if self.options.integration == "previous":
-            before, after = F.pad(blocks, (0, 0, 1, 0), value=-1)[:-1], F.pad(blocks, (0, 0, 0, 1), value=-1)[1:]
+            before = F.pad(blocks, (0, 0, 1, 0), value=-1)[:-1]
+            after = F.pad(blocks, (0, 0, 0, 1), value=-1)[1:]
             keys = [before, blocks] if causal else [before, blocks, after]
             return tuple(cells(blocks, torch.cat(keys, 1), causal=causal))
         return (*cells(blocks, blocks, causal=causal), *_summary_parts(blocks, length, causal))
@@ -108,10 +109,13 @@ class Segmented(GatheredMechanism):
     def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
         if not self.summarises or self.covers(k.shape[2], call.causal):
             return super().forward(q, k, v, call)
+
+        # The summaries are further keys and values, after those of the tokens.
         q_len, kv_len, causal = q.shape[2], k.shape[2], call.causal
         keys, values, real, positions = summarise(k, v, call.key_mask, self.options.block_size)
 
         def position(b: Tensor, h: Tensor, kv_idx: Tensor) -> Tensor:
+            """The position of each key or summary in score terms."""
             rows = b.clamp(max=len(positions) - 1)
             return torch.where(kv_idx < kv_len, kv_idx, positions[rows, (kv_idx - kv_len).clamp(min=0)])
 
@@ -146,24 +150,31 @@ class Segmented(GatheredMechanism):
         heads, kv_len, size = q.shape[1], k.shape[2], self.options.block_size
         k = repeat_heads(k, heads)
         b, h, q_idx, kv_idx = grid_of(q, k)
-        block, query_block = torch.arange((kv_len + size - 1) // size, device=q.device), q_idx // size
-        members = (call.real(k)[:, None, None] & (kv_idx // size == block[:, None])).expand(-1, heads, -1, -1)
-        # equal shares for the tokens of a block
-        spread = softmax_over(torch.zeros_like(members, dtype=k.dtype), members)
-        inside = (kv_idx // size == query_block) & visible_in_full_attention(q, k, call)
-        other_blocks = members.any(-1)[:, :, None] & ((block < query_block) if call.causal else (block != query_block))
-        scores, pooled = (q @ keys.mT * call.scale_for(q.shape[-1]) for keys in (k, spread @ k))
+        query_block = q_idx // size
+
+        # The tokens of each block, (B, H, M, Nk), and their equal shares in its summary.
+        block = torch.arange((kv_len + size - 1) // size, device=q.device)
+        in_block = (call.real(k)[:, None, None] & (kv_idx // size == block[:, None])).expand(-1, heads, -1, -1)
+        shares = softmax_over(torch.zeros_like(in_block, dtype=k.dtype), in_block)
+
+        # Tokens of the own block and summaries of other blocks, under one softmax.
+        own_block = (kv_idx // size == query_block) & visible_in_full_attention(q, k, call)
+        other_block = (block < query_block) if call.causal else (block != query_block)
+        other_block = in_block.any(-1)[:, :, None] & other_block
+        scores, pooled = (q @ keys.mT * call.scale_for(q.shape[-1]) for keys in (k, shares @ k))
         if call.score_mod is not None:
             scores = call.score_mod(scores, b, h, q_idx, kv_idx)
-            pooled = call.score_mod(pooled, b, h, q_idx, middle_of(members)[:, :, None])
-        seen = torch.cat([inside.expand(scores.shape), other_blocks.expand(pooled.shape)], -1)
+            pooled = call.score_mod(pooled, b, h, q_idx, middle_of(in_block)[:, :, None])
+        seen = torch.cat([own_block.expand(scores.shape), other_block.expand(pooled.shape)], -1)
         weights = softmax_over(torch.cat([scores, pooled], -1), seen)
-        return weights[..., :kv_len] + weights[..., kv_len:] @ spread
+        return weights[..., :kv_len] + weights[..., kv_len:] @ shares
 
     def locality(self, causal: bool) -> Locality | None:
+        if self.summarises:
+            return None
         size = self.options.block_size
-        seen = (self._neighbours + 1) * size - 1
-        return None if self.summarises else Locality(seen, 0 if causal else seen, size)
+        back = (self._neighbours + 1) * size - 1
+        return Locality(back, 0 if causal else back, size)
 
     def covers(self, length: int, causal: bool = False) -> bool:
         return self.options.block_size * (1 + self._neighbours) >= length
@@ -180,15 +191,17 @@ class Segmented(GatheredMechanism):
 
 
 def _summary_parts(blocks: Tensor, length: int, causal: bool) -> Iterator[GatherTile]:
-    """Tiles of the tokens in ``blocks (M, b)`` with the summaries of the other blocks. Summaries follow the ``length``
-    keys."""
-    rows, count = in_rows(blocks, QUERIES_PER_WIDE_ROW).flatten(0, 1), len(blocks)
-    per_block = len(rows) // count
+    """Tiles of the tokens in ``blocks (M, b)`` with the summaries of the other blocks. The summary of block m is key
+    ``length`` + m."""
+    rows = in_rows(blocks, QUERIES_PER_WIDE_ROW).flatten(0, 1)
+    count = len(blocks)
+    rows_per_block = len(rows) // count
     if causal:
         summaries = torch.arange(length, length + count, device=blocks.device)
-        yield from prefixes(rows, summaries, [row // per_block for row in range(len(rows))])
+        yield from prefixes(rows, summaries, [row // rows_per_block for row in range(len(rows))])
         return
-    row_block = torch.arange(len(rows), device=blocks.device)[:, None] // per_block
+    row_block = torch.arange(len(rows), device=blocks.device)[:, None] // rows_per_block
+    # numbers from the own block on are one higher, which leaves the own block out
     other_blocks = torch.arange(count - 1, device=blocks.device)
     yield GatherTile(rows[None, None], (length + other_blocks + (other_blocks >= row_block))[None, None])
 
@@ -198,8 +211,8 @@ def summarise(k: Tensor, v: Tensor, key_mask: Tensor | None, size: int) -> tuple
     False).
 
     Returns:
-        The mean keys and values, ``(B, H, M, D)``; whether a block has any token, ``(B or 1, M)`` bool; and the mean
-        position of its tokens, rounded down, which score terms use as the key's position.
+        The mean keys and the mean values, ``(B, H, M, D)``. Then whether each block has real tokens, ``(B or 1, M)``
+        bool. Then the mean position of these tokens, rounded down, which is the summary's position in score terms.
     """
     real = torch.ones(1, k.shape[2], dtype=torch.bool, device=k.device) if key_mask is None else key_mask
     real = in_blocks(real[:, None, :, None], size)[:, 0, ..., 0]
@@ -214,5 +227,5 @@ def summarise(k: Tensor, v: Tensor, key_mask: Tensor | None, size: int) -> tuple
 
 
 def middle_of(real: Tensor) -> Tensor:
-    """Mean index ``(…)`` of the real tokens in pools ``real (…, size)`` bool, rounded down; 0 in empty pools."""
+    """Mean index ``(…)`` of the real tokens in blocks ``real (…, size)`` bool, rounded down; 0 in empty blocks."""
     return (real * torch.arange(real.shape[-1], device=real.device)).sum(-1) // real.sum(-1).clamp(min=1)

@@ -7,8 +7,8 @@ keys.
     random      S_ij = R_ij, a learned matrix per head that does not depend on the input              (section 3.2.1)
 
 These are Syn (D) and Syn (R) of the paper's tables. The paper's F maps the layer's input X_i. Here F maps the head's
-query q_i = X_i W_q: its first layer acts on each head separately. Positions i and j count from the first real token,
-so padding changes nothing.
+query q_i = X_i W_q, so that its first layer acts on each head separately. Positions i and j count from the first real
+token. Padding therefore changes nothing.
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ class Synthesizer(Mechanism):
         limit = options.max_length or sizes.max_length
         if limit is None:
             raise OptionError(
-                "Mechanism 'synthesizer' has parameters for every position, but no length was given; for example "
-                "max_length=512."
+                "Mechanism 'synthesizer' has parameters for every position, but no length was given; give the longest "
+                "input, for example max_length=512."
             )
         self.limit = limit
         if options.variant == "dense":
@@ -86,12 +86,13 @@ class Synthesizer(Mechanism):
             nn.init.normal_(self.matrix, generator=generator)
 
     def _positions(self, k: Tensor) -> Tensor:
-        """Indices of the keys, ``(Nk,)``. Slices would make an exported graph correct for one length only."""
+        """Indices of the keys, ``(Nk,)``, to look up parameters. With slices, an exported graph would be correct for
+        one length only."""
         length = k.shape[2]
         if length > self.limit:
             raise InputError(
                 f"The input has {length} tokens, but mechanism 'synthesizer' has parameters for {self.limit}; shorten "
-                f"it, or build the mechanism for longer inputs (max_length={length})."
+                f"the input, or build the mechanism with max_length={length}."
             )
         return torch.arange(length, device=k.device)
 
@@ -100,7 +101,7 @@ class Synthesizer(Mechanism):
         if self.options.variant == "random":
             weights = self.dense_weights(at_least_fp32(q), k, call)
             return F.dropout(weights, call.dropout).to(v.dtype) @ v
-        # One fused call, in which hidden units are queries and rows of W2 are keys.
+        # One fused call, in which hidden units are queries and rows of W2 are keys. All get the larger of both widths.
         hidden, rows = self.mlp.vectors(q, self._positions(v))
         rows = rows.expand(len(q), -1, -1, -1)
         width = max(v.shape[-1], hidden.shape[-1])
@@ -123,8 +124,10 @@ class Synthesizer(Mechanism):
 
 
 class TokenMLP(nn.Module):
-    """``ReLU(x W1 + b1) W2 + b2`` per head, from D to D units to ``columns`` (section 3.1). In at least fp32: rounding
-    would move ReLU's kink."""
+    """``ReLU(x W1 + b1) W2 + b2`` per head, from D to D to ``columns`` units (section 3.1).
+
+    Computed in at least fp32, since rounding in half precision would move ReLU's kink.
+    """
 
     def __init__(self, heads: int, width: int, columns: int) -> None:
         super().__init__()
@@ -141,8 +144,11 @@ class TokenMLP(nn.Module):
         nn.init.zeros_(self.second_bias)
 
     def vectors(self, x: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
-        """The hidden units and a one, ``(B, H, N, D + 1)``, and the rows of W2 and b2 at ``columns``. Their
-        products are the scores."""
+        """Two lists of vectors whose products are the scores of ``x (B, H, N, D)`` at the positions ``columns``.
+
+        The first, ``(B, H, N, D + 1)``, has the hidden units and a one. The second, ``(1, H, columns, D + 1)``, has
+        the rows of W2 and b2.
+        """
         x = at_least_fp32(x)
         hidden = F.relu(x @ self.first.to(x.dtype) + self.first_bias.to(x.dtype))
         rows = torch.cat([self.second, self.second_bias[..., None]], -1).to(x.dtype)

@@ -3,11 +3,12 @@ section 4.2).
 
     κ(q, k) = 1 + s + s²/2        s = (q W_q)·(k W_k) / √d
 
-Its features are 1, the d projected coordinates x_i and d (d + 1) / 2 products: x_i² / √2, and x_i x_j for i < j. The
-projections W (D × d) are learned for each head. The division by √d, where d is the size of projected vectors, follows
-Based. Where the model scales its products by ``scaling`` instead of D^-½, s is multiplied by scaling · √D. W is
-initialised as one random orthogonal map for queries and keys, scaled such that s estimates scaling · q·k. If
-``feature_dim`` equals the head size, W is the identity, and s equals scaling · q·k.
+d is the option ``feature_dim``. The features are 1, the d projected coordinates x_i and d (d + 1) / 2 products: x_i² /
+√2, and x_i x_j for i < j. The projections W (D × d) are learned for each head. The division by √d follows Based. If
+the model scales its products by ``scaling`` instead of D^-½, s is multiplied by scaling · √D.
+
+W is initialised as one random orthogonal map for queries and keys, scaled so that s estimates scaling · q·k. If d
+equals the head size D, W is initialised as the identity, and s equals scaling · q·k.
 """
 
 from __future__ import annotations
@@ -60,13 +61,13 @@ class Taylor(LinearMechanism):
         self.key_map = HeadwiseLinear(sizes, options.feature_dim)
         self.features_per_head = 1 + options.feature_dim + options.feature_dim * (options.feature_dim + 1) // 2
         self.factor = (sizes.head_dim / options.feature_dim) ** 0.5
-        """s / (scale · x·y), for projected vectors x and y and the call's scale."""
+        """√(D / d). For projected vectors x and y, s = factor · scale · x·y with the call's scale."""
         self.reset_parameters()
 
     @torch.no_grad()
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """Set W to the identity if d = D, else to a random orthogonal map per head, scaled so that s estimates
-        scaling·q·k."""
+        """Set W to the identity if d = D, otherwise to a random orthogonal map per head. The map is scaled so that s
+        estimates scaling·q·k."""
         super().reset_parameters(generator)
         weight = self.query_map.weight
         wide, narrow = weight.shape[1:]
@@ -92,12 +93,12 @@ class Taylor(LinearMechanism):
 
 
 def polynomial(x: Tensor) -> Tensor:
-    """Features ``(…, 1 + d + d(d+1)/2)`` of vectors ``(…, d)``. Their products are 1 + s + s²/2 for s = x·y."""
+    """Features ``(…, 1 + d + d(d+1)/2)`` of vectors ``(…, d)``. Products of features are 1 + s + s²/2 for s = x·y."""
     d = x.shape[-1]
 
     def select() -> Tensor:
-        """One-hot columns ``(2, 1 + 2d, 1 + d + d(d+1)/2)`` that select each feature's two factors from 1, x and √½
-        x."""
+        """Matrices ``(2, 1 + 2d, 1 + d + d(d+1)/2)`` of one-hot columns. Each selects one factor of each feature from
+        [1, x, √½ x]."""
         # pairs with the factor 1 first, then pairs of coordinates
         first, second = torch.triu_indices(d + 1, d + 1, device=x.device)
         second = second + torch.where((first == second) & (first > 0), d, 0)

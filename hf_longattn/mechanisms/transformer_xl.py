@@ -1,5 +1,5 @@
-"""Segment recurrence of Transformer-XL (Dai et al. 2019, section 3.2): queries see their segment and a memory of M
-tokens before it.
+"""Segment recurrence of Transformer-XL (Dai et al. 2019, section 3.2): queries see their segment and a memory, the M
+tokens before the segment.
 
 Segments have S tokens, counted from the first real token. With s(i) = S·⌊i/S⌋ the first position of i's segment, query
 i sees key j if
@@ -7,11 +7,12 @@ i sees key j if
     causal:         s(i) - M <= j <= i
     bidirectional:  s(i) - M <= j < s(i) + S
 
-Gradients stop at the memory's keys and values. With ``bptt`` they flow into the memory. The paper stops them one step
-earlier, at the memory's hidden states, ``h̃ = [SG(h_τ) ∘ h_τ+1]``, which it projects to keys and values again.
+Gradients stop at the memory's keys and values. With ``bptt``, gradients flow into the memory. The paper stops
+gradients one step earlier, at the memory's hidden states, ``h̃ = [SG(h_τ) ∘ h_τ+1]``, which it projects to keys and
+values again.
 
-Positions are relative in the paper. Rotary positions are relative, too, and a ``score_mod`` of the distance applies to
-the memory's keys at their true positions.
+Positions are relative in the paper. Here, rotary positions are relative, too. A ``score_mod`` that depends on the
+distance applies to the memory's keys at their true positions.
 """
 
 from __future__ import annotations
@@ -71,12 +72,12 @@ class TransformerXL(GatheredMechanism):
     options: TransformerXLOptions
     forward_is_mask = True
 
-    # Terms that read keys (u·k) differ for segment and memory, so that `forward` adds them.
+    # `forward` adds the relative positions: terms that read keys (u·k) have gradients for the segment's keys only.
     _relative_by_hook = False
 
     def __init__(self, sizes: LayerSizes, options: TransformerXLOptions) -> None:
         super().__init__(sizes, options)
-        self.chunks = options.segment_length, options.memory_length
+        self.chunks = (options.segment_length, options.memory_length)
 
     def mask_mod(self, causal: bool, global_mask: Tensor | None) -> MaskMod:
         size, memory = self.options.segment_length, self.options.memory_length
@@ -130,24 +131,24 @@ class TransformerXL(GatheredMechanism):
         """The score term, relative positions included, for the segments' keys ``k`` and the memory's keys after
         them."""
         length = k.shape[2]
-        segment = memory = with_relative(self, q, k, call).written_out().score_mod
+        segment_mod = memory_mod = with_relative(self, q, k, call).written_out().score_mod
         if self.relative is not None and self.relative.reads_keys:
-            memory = with_relative(self, q, old_k, call).written_out().score_mod
-        if segment is None or memory is None:
+            memory_mod = with_relative(self, q, old_k, call).written_out().score_mod
+        if segment_mod is None or memory_mod is None:
             return None
 
         def joint(score: Tensor, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
             position = kv_idx % length
-            of_segment = segment(score, b, h, q_idx, position)
-            if segment is memory:
-                return of_segment
-            return torch.where(kv_idx < length, of_segment, memory(score, b, h, q_idx, position))
+            in_segment = segment_mod(score, b, h, q_idx, position)
+            if segment_mod is memory_mod:
+                return in_segment
+            return torch.where(kv_idx < length, in_segment, memory_mod(score, b, h, q_idx, position))
 
         return joint
 
     def _joint_parts(self, length: int, causal: bool, device: torch.device) -> tuple[GatherTile, ...]:
-        """Tiles of segments with their own keys, and with the memory's keys. The memory key of position p has index p
-        + ``length``."""
+        """Tiles of segments with their own keys, and of segments with the memory's keys. The memory's key of position
+        p has index ``length`` + p."""
         blocks, memory = self._rows(length, device)
         old_keys = torch.where(memory < 0, -1, memory + length)
         return (*cells(blocks, blocks, causal=causal), *cells(blocks, old_keys, causal=False))
@@ -175,7 +176,8 @@ class TransformerXL(GatheredMechanism):
 
     def covers(self, length: int, causal: bool = False) -> bool:
         size = self.options.segment_length
-        return length <= size or (causal and (length - 1) // size * size <= self.options.memory_length)
+        last_segment = (length - 1) // size * size  # its first token
+        return length <= size or (causal and last_segment <= self.options.memory_length)
 
     def pairs(self, length: int, causal: bool = False) -> int:
         total = 0

@@ -46,7 +46,7 @@ class UnionOptions(Options):
             masked = issubclass(mechanism_class(choice.mechanism), SparseMechanism | GatheredMechanism)
             if not masked or not choice.options.is_mask():
                 raise OptionError(
-                    f"Mechanism {choice.mechanism!r} is not a mask over positions, so a union cannot contain it; "
+                    f"Mechanism {choice.mechanism!r} is not a mask over positions, so that a union cannot contain it; "
                     "join masks such as window, longformer or strided."
                 )
 
@@ -76,11 +76,11 @@ class Union(GatheredMechanism):
         for choice in options.of:
             member = choice.build(sizes)
             if isinstance(member, Window) and (member.max_dilation > 1 or member.options.num_sinks):
-                member.listed = True  # a union's band has neither dilation nor sinks, but tiles do
+                member.listed = True  # as tiles, since the band of a union has neither dilation nor sinks
             self.members.append(member)
         self.causal = self._common_form()
         self.forward_is_mask = bool(self.gathered)
-        for member in reversed(self.mechanisms):
+        for member in reversed(self.mechanisms):  # the first member with token ids
             if member.global_token_ids is not None:
                 self.global_token_ids = member.global_token_ids
         capabilities = [member.capabilities for member in self.mechanisms]
@@ -102,10 +102,10 @@ class Union(GatheredMechanism):
         forms = {member.causal for member in self.mechanisms} - {"both"}
         if len(forms) > 1:
             causal = next(member.name for member in self.mechanisms if member.causal is True)
-            plain = next(member.name for member in self.mechanisms if member.causal is False)
+            bidirectional = next(member.name for member in self.mechanisms if member.causal is False)
             raise OptionError(
-                f"Mechanism 'union' joins {causal!r}, which exists in the causal form only, with {plain!r}, which has "
-                "no causal form; leave one of them out."
+                f"Mechanism 'union' joins {causal!r}, which exists in the causal form only, with {bidirectional!r}, "
+                "which has no causal form; leave one of them out."
             )
         return forms.pop() if forms else "both"
 
@@ -124,16 +124,20 @@ class Union(GatheredMechanism):
 
     @property
     def gathered(self) -> list[GatheredMechanism]:
+        """Members that list their pairs as tiles."""
         return [member for member in self.mechanisms if isinstance(member, GatheredMechanism) and member.listed]
 
     def pattern(self, causal: bool) -> Pattern | None:
-        """The band that covers the bands of all members. Each contains the diagonal, so the widest sides are
-        enough."""
+        """The union of the members' bands; ``None`` if no member is a band.
+
+        Every band contains the diagonal, so that the union is a band, too.
+        """
         patterns = [member.pattern(causal) for member in self.bands]
         if not patterns:
             return None
-        sides = max(pattern.left for pattern in patterns), max(pattern.right for pattern in patterns)
-        return Pattern(*sides, causal, any(pattern.has_globals for pattern in patterns))
+        left = max(pattern.left for pattern in patterns)
+        right = max(pattern.right for pattern in patterns)
+        return Pattern(left, right, causal, any(pattern.has_globals for pattern in patterns))
 
     def mask_mod(self, causal: bool, global_mask: Tensor | None) -> MaskMod:
         """True where any member's mask allows a pair. All members receive the same ``global_mask``."""
@@ -144,7 +148,8 @@ class Union(GatheredMechanism):
 
     def resolve_globals(self, k: Tensor, call: AttentionCall) -> Tensor | None:
         masks = [tokens for member in self.mechanisms if (tokens := member.resolve_globals(k, call)) is not None]
-        if all(tokens is masks[0] for tokens in masks):  # those of the call, to which lists of blocks are attached
+        # Keep the tensor if all members use the same one, since results are cached on a call's global mask.
+        if all(tokens is masks[0] for tokens in masks):
             return masks[0] if masks else None
         return functools.reduce(torch.logical_or, masks)
 
@@ -154,30 +159,30 @@ class Union(GatheredMechanism):
     def parts(self, length: int, causal: bool, device: torch.device) -> tuple[GatherTile, ...]:
         """A tile for the band, then each member's tiles without the pairs of earlier tiles."""
         band = self.pattern(causal)
-        laid = [] if band is None else [band_tile(length, band.left, band.right, device)]
+        tiles = [] if band is None else [band_tile(length, band.left, band.right, device)]
         earlier: list[MaskMod] = []
         for member in self.gathered:
-            laid += [without(part, band, earlier, self.num_heads) for part in member.parts(length, causal, device)]
+            tiles += [without(part, band, earlier, self.num_heads) for part in member.parts(length, causal, device)]
             earlier.append(member.mask_mod(causal, None))
-        return tuple(laid)
+        return tuple(tiles)
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
         band = self.pattern(call.causal)
         if band is None or self.gathered:
             return super().forward(q, k, v, call)
         positions = self.global_positions() if call.global_mask is None else None
-        return block_sparse_attention(
-            q, k, v, band, call.replace(global_mask=self.resolve_globals(k, call), global_positions=positions)
-        )
+        call = call.replace(global_mask=self.resolve_globals(k, call), global_positions=positions)
+        return block_sparse_attention(q, k, v, band, call)
 
     def locality(self, causal: bool) -> Locality | None:
         members = [member.locality(causal) for member in self.mechanisms]
         known = [local for local in members if local is not None]
         if len(known) < len(members):
             return None
-        back, ahead = max(local.back for local in known), max(local.ahead for local in known)
+        back = max(local.back for local in known)
+        ahead = max(local.ahead for local in known)
         extra_keys = {local.beside for local in known}
-        beside = next(keys for keys in ("others", "globals", "") if keys in extra_keys)
+        beside = next(keys for keys in ("others", "globals", "") if keys in extra_keys)  # the widest
         period = math.lcm(*(local.period for local in known))
         width = back + ahead if len(known) > 1 else known[0].width
         return Locality(back, ahead, period, beside=beside, width_of_keys=width)

@@ -8,17 +8,17 @@ With windows of w cells along an axis, the cell at coordinate x is in the window
 and sees the cells with the same number on every axis. ``shift=alternate`` shifts every second layer, as Swin does. The
 partial windows at the borders are not joined, as with Swin's mask. An axis that fits into one window is not shifted.
 
-Partial windows have only real cells. Swin, ViTDet and SAM instead complete them: before the projections, they append
-zero cells to the end of each axis. ``padding=zeros`` reproduces this. A padding cell is in the window that the formula
-gives for its coordinates, and takes a share of the softmax there. Its key and value are initialised as copies of the
-projections' biases. Prefix tokens do not see it.
+Partial windows have only real cells. Swin, ViTDet and SAM instead complete partial windows: before the projections,
+they append zero cells to the end of each axis. ``padding=zeros`` reproduces this. A padding cell is in the window that
+the formula gives for its coordinates, and takes a share of the softmax there. Its key and value are initialised as
+copies of the projections' biases. Prefix tokens do not see padding cells.
 
 Prefix tokens (a class token, registers) have no coordinates. The option ``prefix_tokens`` sets which tokens the prefix
 sees, and which see the prefix:
 
-    global   every token sees the prefix, and it sees every token
-    reads    the prefix sees every token, no cell sees it
-    none     the prefix sees itself only, no cell sees it
+    global   every token sees the prefix, and the prefix sees every token
+    reads    the prefix sees every token, but no cell sees the prefix
+    none     the prefix sees only itself, and no cell sees the prefix
 """
 
 from __future__ import annotations
@@ -123,6 +123,7 @@ class Window2d(MaskedMechanism, CopiesProjections, OnGrid):
 
     @property
     def shifted(self) -> bool:
+        """Whether the windows of this layer are shifted."""
         return self.options.shift == "alternate" and self.layer % 2 == 1
 
     def windows(self, grid: Grid) -> tuple[list[int], list[int]]:
@@ -131,10 +132,10 @@ class Window2d(MaskedMechanism, CopiesProjections, OnGrid):
         if not self.pads:
             # a min would stay in every later expression of a graph with symbolic sizes
             window = [size if size < axis else axis for size, axis in zip(window, grid.sizes, strict=True)]
-        return window, [
-            size - size // 2 if self.shifted and size < axis else 0
-            for size, axis in zip(window, grid.sizes, strict=True)
-        ]
+        shift = [0] * grid.rank
+        if self.shifted:  # an axis that fits into one window is not shifted
+            shift = [size - size // 2 if size < axis else 0 for size, axis in zip(window, grid.sizes, strict=True)]
+        return window, shift
 
     def on_grid(self, grid: Grid, check: bool = False, layer: int | None = None) -> Self:
         window = grid.per_axis(self.options.window, "window")
@@ -145,8 +146,8 @@ class Window2d(MaskedMechanism, CopiesProjections, OnGrid):
         ):
             raise InputError(
                 f"A window of {' × '.join(map(str, window))} cells is larger than the grid of "
-                f"{' × '.join(map(str, grid.sizes))}, so that "
-                "every token sees every token; choose a smaller window, or the mechanism 'full'."
+                f"{' × '.join(map(str, grid.sizes))}, so that every token sees every token; choose a smaller window, "
+                "or the mechanism 'full'."
             )
         bound = copy.copy(self)
         bound.grid = grid
@@ -160,12 +161,14 @@ class Window2d(MaskedMechanism, CopiesProjections, OnGrid):
         Raises:
             InputError: there is no grid, or its number of tokens is not ``tokens``.
         """
-        grid = (None if call is None else call.grid) or self.grid
+        grid = self.grid
+        if call is not None and call.grid is not None:
+            grid = call.grid
         if grid is None:
             raise InputError(
                 f"Mechanism {self.name!r} compares coordinates on a grid, but got no grid; for a text, choose another "
                 "mechanism (`longattn mechanisms` lists them); with tensors, pass grid=(height, width) and the number "
-                "of tokens before it, prefix=1."
+                "of tokens before the grid, for example prefix=1."
             )
         if tokens is not None:
             grid.check(tokens)
@@ -184,10 +187,11 @@ class Window2d(MaskedMechanism, CopiesProjections, OnGrid):
         """The definition: whether cells at coordinates ``query`` see cells at coordinates ``key``, bool
         (broadcastable)."""
         window, shift = self.windows(grid)
-        same = [(q + s) // w == (k + s) // w for q, k, w, s in zip(query, key, window, shift, strict=True)]
-        return torch.stack(torch.broadcast_tensors(*same)).all(0)
+        same_on_axis = [(q + s) // w == (k + s) // w for q, k, w, s in zip(query, key, window, shift, strict=True)]
+        return torch.stack(torch.broadcast_tensors(*same_on_axis)).all(0)
 
     def mask_on(self, grid: Grid) -> MaskMod:
+        """:meth:`mask_mod` for the tokens of ``grid``, prefix tokens included."""
         mode, prefix = self.options.prefix_tokens, grid.prefix
 
         def mod(b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
@@ -197,7 +201,10 @@ class Window2d(MaskedMechanism, CopiesProjections, OnGrid):
             from_prefix, to_prefix = q_idx < prefix, kv_idx < prefix
             if mode == GLOBAL:
                 return seen | from_prefix | to_prefix
-            return torch.where(from_prefix, to_prefix if mode == NONE else from_prefix, seen & ~to_prefix)
+            seen = seen & ~to_prefix  # no cell sees the prefix
+            if mode == READS:
+                return seen | from_prefix
+            return torch.where(from_prefix, to_prefix, seen)
 
         return mod
 
@@ -232,14 +239,12 @@ class Window2d(MaskedMechanism, CopiesProjections, OnGrid):
         queries = padded(q, grid, larger, torch.zeros_like(self.pad_key))
         keys, values = padded(k, grid, larger, self.pad_key), padded(v, grid, larger, self.pad_value)
         mask = call.key_mask
-        if mask is not None:
-            mask = padded(
-                mask[:, None, :, None], grid, larger, torch.ones(1, 1, dtype=torch.bool, device=mask.device)
-            )[:, 0, :, 0]
-        of_larger = (
-            call.with_mask(mask).replace(grid=larger).with_term(lambda term: _on_padded(term, grid, larger, q.device))
-        )
-        cells = cropped(self.attend_on(larger, queries, keys, values, of_larger), grid, larger)
+        if mask is not None:  # padding cells count as real keys
+            real = torch.ones(1, 1, dtype=torch.bool, device=mask.device)
+            mask = padded(mask[:, None, :, None], grid, larger, real)[:, 0, :, 0]
+        larger_call = call.with_mask(mask).replace(grid=larger)
+        larger_call = larger_call.with_term(lambda term: _on_padded(term, grid, larger, q.device))
+        cells = cropped(self.attend_on(larger, queries, keys, values, larger_call), grid, larger)
         if not grid.prefix:
             return cells
         return torch.cat([self.prefix_rows(q, k, v, grid, call), cells], 2)
@@ -252,10 +257,10 @@ class Window2d(MaskedMechanism, CopiesProjections, OnGrid):
         if path == "dense-masked":
             return dense_attention(q, k, v, call, mask_mod=self.mask_on(grid))
         k, v = repeat_heads(k, q.shape[1]), repeat_heads(v, q.shape[1])
-        of_prefix = None
+        prefix_out = None
         if grid.prefix:
-            of_prefix = self.prefix_rows(q, k, v, grid, call)
-        return window_attention(q, k, v, grid, *self.windows(grid), self.shared_prefix(grid), call, of_prefix)
+            prefix_out = self.prefix_rows(q, k, v, grid, call)
+        return window_attention(q, k, v, grid, *self.windows(grid), self.shared_prefix(grid), call, prefix_out)
 
     def prefix_rows(self, q: Tensor, k: Tensor, v: Tensor, grid: Grid, call: AttentionCall) -> Tensor:
         """The output of the prefix tokens, ``(B, H, prefix, D)``. The only score term allowed is a
@@ -273,10 +278,10 @@ class Window2d(MaskedMechanism, CopiesProjections, OnGrid):
         return self._dense_weights(q, k, call)[0]
 
     def defined(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
-        of_tokens, of_padding = self._dense_weights(*with_dense_terms(self, q, k, call))
-        out = of_tokens @ repeat_heads(v, q.shape[1])
-        if of_padding is not None:
-            out = out + of_padding * self.pad_value[:, None].to(v.dtype)
+        weights, padding_weight = self._dense_weights(*with_dense_terms(self, q, k, call))
+        out = weights @ repeat_heads(v, q.shape[1])
+        if padding_weight is not None:
+            out = out + padding_weight * self.pad_value[:, None].to(v.dtype)
         return out
 
     def _dense_weights(self, q: Tensor, k: Tensor, call: AttentionCall) -> tuple[Tensor, Tensor | None]:
@@ -286,19 +291,22 @@ class Window2d(MaskedMechanism, CopiesProjections, OnGrid):
         larger = self.padded_grid(grid)
         if larger == grid:
             return super().dense_weights(q, k, call), None
-        added_cells = torch.cartesian_prod(*(torch.arange(size, device=q.device) for size in larger.sizes)).view(
-            -1, grid.rank
-        )
-        added_cells = added_cells[(added_cells >= torch.tensor(grid.sizes, device=q.device)).any(1)]
+
+        # Coordinates of the padding cells, (cells, rank): the cells of the larger grid that are not in the grid.
+        axes = (torch.arange(size, device=q.device) for size in larger.sizes)
+        cells = torch.cartesian_prod(*axes).view(-1, grid.rank)
+        cells = cells[(cells >= torch.tensor(grid.sizes, device=q.device)).any(1)]
+        padding = cells.unbind(1)
+
+        # Scores and visibility of the padding cells are further columns, (B, H, N, cells).
         tokens = torch.arange(grid.length, device=q.device)[:, None]
-        queries, fillers = grid.coordinates(tokens), added_cells.unbind(1)
         scores = (q @ self.pad_key[..., None].to(q.dtype)) * call.scale_for(q.shape[-1])
-        scores = scores.expand(-1, -1, -1, len(added_cells))
+        scores = scores.expand(-1, -1, -1, len(cells))
         if isinstance(call.score_mod, GridBias):
-            scores = scores + call.score_mod.beyond_grid(fillers)
-        seen = self.sees(grid, queries, fillers) & (tokens >= grid.prefix)
-        of_tokens = self.visible(q, k, call).expand(*scores.shape[:3], grid.length)
-        visible = torch.cat([of_tokens, seen.expand(scores.shape)], 3)
+            scores = scores + call.score_mod.beyond_grid(padding)
+        padding_seen = self.sees(grid, grid.coordinates(tokens), padding) & (tokens >= grid.prefix)
+        tokens_seen = self.visible(q, k, call).expand(*scores.shape[:3], grid.length)
+        visible = torch.cat([tokens_seen, padding_seen.expand(scores.shape)], 3)
         weights = softmax_over(torch.cat([scaled_scores(q, k, call), scores], 3), visible)
         return weights[..., : grid.length], weights[..., grid.length :].sum(3, keepdim=True)
 
@@ -306,6 +314,7 @@ class Window2d(MaskedMechanism, CopiesProjections, OnGrid):
         return None if self.shifted else tuple(self.windows(grid)[0])
 
     def covers_grid(self, grid: Grid) -> bool:
+        """Whether the mechanism equals full attention on ``grid``."""
         one_window = all(size >= axis for size, axis in zip(self.windows(grid)[0], grid.sizes, strict=True))
         return self.shared_prefix(grid) == grid.prefix and one_window and self.padded_grid(grid) == grid
 
@@ -314,17 +323,23 @@ class Window2d(MaskedMechanism, CopiesProjections, OnGrid):
 
     def pairs(self, length: int, causal: bool = False) -> int:
         grid = self.grid_of(None, length)
-        mode, prefix, cells = self.options.prefix_tokens, grid.prefix, grid.cells
         regions_of_cells = regions(grid, *self.windows(grid))
-        inside = sum(math.prod(run.windows * run.size**2 for run in region) for region in regions_of_cells)
-        return inside + prefix * (prefix + {GLOBAL: 2 * cells, READS: cells, NONE: 0}[mode])
+        in_windows = sum(math.prod(run.windows * run.size**2 for run in region) for region in regions_of_cells)
+        # each prefix token sees the cells, is seen by them, or both
+        pairs_with_cells = {GLOBAL: 2 * grid.cells, READS: grid.cells, NONE: 0}[self.options.prefix_tokens]
+        return in_windows + grid.prefix * (grid.prefix + pairs_with_cells)
 
 
 def _on_padded(term: ScoreTerm, grid: Grid, larger: Grid, device: torch.device) -> ScoreMod:
-    """``term`` on the padded grid ``larger``. Padding cells have distances, but no position in the sequence."""
+    """The score term ``term`` of ``grid`` on the padded grid ``larger``.
+
+    A :class:`GridBias` depends on coordinates and also applies to padding cells. Other terms depend on the position in
+    the sequence, which padding cells do not have, and leave their scores unchanged.
+    """
     if isinstance(term, GridBias):
         return term.on(larger)
     inner = term.written_out
+    # position in the sequence of each token of the larger grid; -1 for padding cells
     positions = torch.arange(grid.length, device=device).view(1, 1, -1, 1)
     positions = padded(positions, grid, larger, torch.full((1, 1), -1, device=device)).flatten()
 

@@ -16,7 +16,7 @@ from tests.reference.small_models import long_config, plain_model
 
 
 def test_linformer_refuses_a_text_longer_than_its_projection() -> None:
-    with pytest.raises(InputError, match=r"65 tokens.*rows for 64; shorten it, or .*max_length=65\.$"):
+    with pytest.raises(InputError, match=r"65 tokens.*rows for 64; shorten the input, or .*max_length=65\.$"):
         attend(*torch.randn(3, 1, 4, 65, 8), "linformer", rank=8, max_length=64)
 
 
@@ -83,7 +83,7 @@ def test_a_plain_checkpoint_loads_into_synthesizer_with_drawn_values(tmp_path: P
 
 
 def test_synthesizer_refuses_a_missing_length_and_longer_texts() -> None:
-    with pytest.raises(OptionError, match=r"no length was given; for example max_length=512"):
+    with pytest.raises(OptionError, match=r"no length was given; give the longest input, for example max_length=512"):
         build_mechanism("synthesizer", num_heads=2, head_dim=4)
     module = build_mechanism("synthesizer", num_heads=2, head_dim=4, max_length=16)
     x = torch.randn(1, 2, 17, 4)
