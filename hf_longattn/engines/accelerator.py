@@ -21,6 +21,9 @@ def accelerated(x: Tensor) -> bool:
 
 
 def numbers_at_a_time(x: Tensor, on_cpu: int, size: int = 4) -> int:
-    """Maximum elements of a step's largest tensor on the device of ``x``; ``on_cpu`` if that is a CPU. ``size``: bytes
-    per element."""
+    """Maximum number of elements of a step's largest tensor on the device of ``x``.
+
+    on_cpu: the result if this device is a CPU.
+    size: bytes per element.
+    """
     return STEP_BYTES // (TENSORS_OF_A_STEP * size) if accelerated(x) else on_cpu

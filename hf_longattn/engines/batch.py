@@ -1,7 +1,7 @@
 """Positions of the sequences in a batch, with left padding, holes and packed documents.
 
-A :class:`Batch` is made once per forward pass, and :mod:`.sequences` arranges calls by it. Unless rows run unchanged,
-a sequence then starts at index 0, and a key mask marks padding inside or after it.
+A :class:`Batch` is made once per forward pass. :mod:`.sequences` reads it, and either runs rows unchanged or moves
+every sequence to index 0. After a move, a key mask marks padding inside or after a sequence.
 """
 
 from __future__ import annotations
@@ -23,10 +23,11 @@ from ..names import look_up
 
 Derived = TypeVar("Derived")
 MAX_NORM = 1e10
-"""Norm below which a tensor's products with another keep far below the CPU's additive masks (-1e30), in scores and in
-gradients. NaN and infinity are not below it."""
+"""Norm below which tensors are moderate (:func:`all_moderate`): in scores and gradients, products of two such tensors
+are far smaller than the -1e30 of the CPU's additive masks. NaN and infinity are not moderate."""
 TRANSFORMED = "torch.func transforms the call, for which fused kernels have no rule"
 _shapes_only: ContextVar[bool] = ContextVar("shapes_only", default=False)
+"""Whether the context :func:`shapes_only` is active."""
 transformed = look_up("functorch", when_called=True)
 """``transformed() -> bool``: whether a transformation of ``torch.func`` runs, such as ``grad`` or ``vmap``."""
 fake_mode = functools.partial(look_up("fake_tensors", when_called=True), look_up("fake_tensors", 1, when_called=True))
@@ -37,7 +38,7 @@ Spans = Sequence[Span]
 
 
 class graph_property(functools.cached_property[Derived]):
-    """A cached property that caches nothing while compiling: before Python 3.12, caching takes a lock, which Dynamo
+    """A cached property that caches nothing while compiling. Before Python 3.12, caching takes a lock, which Dynamo
     cannot trace."""
 
     def __get__(self, instance: Any, owner: Any = None) -> Any:
@@ -77,7 +78,8 @@ class PassCache:
         """The result of ``make()``, stored for all layers that share this object. A graph stores nothing."""
         if in_graph():
             return make()
-        if key not in self._cache:  # made outside of inference mode, since calls that need gradients may use it too
+        if key not in self._cache:
+            # outside of inference mode, since later calls may need gradients
             with torch.inference_mode(False), torch.no_grad():
                 self._cache[key] = make()
         return self._cache[key]
@@ -95,8 +97,8 @@ class Batch(PassCache):
     documents: ``(B, N)`` integers that ascend along each row. Equal numbers are one document. ``None`` if each row is
         one document.
     host_mask: ``mask`` in the host's memory, if it has been read already.
-    counts_padding: whether documents include padding. It belongs to the document before it; at the start of a row, to
-        the first document.
+    counts_padding: whether sequences include padding. Padding belongs to the document before it, and at the start of a
+        row to the first document.
     """
 
     mask: Tensor | None = None
@@ -111,15 +113,19 @@ class Batch(PassCache):
 
     @functools.cached_property
     def sequences(self) -> tuple[SequenceSpan, ...]:
-        """Every sequence that has a real token, row by row, from its first real token to its last, or with its padding
-        (:attr:`counts_padding`). Not available in a graph."""
+        """Every sequence that has a real token, row by row. It reaches from its first real token to its last, or with
+        :attr:`counts_padding` over all its padding. Not available in a graph."""
         real, borders = self._on_host
-        width, index = real.shape[1], np.arange(real.size).reshape(real.shape)
+        width = real.shape[1]
+        index = np.arange(real.size).reshape(real.shape)
         included = real
         if self.counts_padding:
-            included, borders = np.ones_like(real), borders.copy()
-            borders[np.arange(len(real)), real.argmax(1)] = False  # the padding before it is of the first document
+            included = np.ones_like(real)
+            # The first document begins at index 0, not at its first real token.
+            borders = borders.copy()
+            borders[np.arange(len(real)), real.argmax(1)] = False
             borders[:, 0] = True
+        # All numbers count through the flattened rows.
         begins = np.flatnonzero(borders)
         starts = np.minimum.reduceat(np.where(included, index, real.size).ravel(), begins)
         stops = np.maximum.reduceat(np.where(included, index + 1, 0).ravel(), begins)
@@ -133,13 +139,14 @@ class Batch(PassCache):
         return tuple(spans)
 
     def rolled(self) -> tuple[Tensor, Batch]:
-        """The first real token ``(B,)`` of each row, and the batch with rows rolled to begin with it. Cached for all
-        layers."""
+        """The index ``(B,)`` of each row's first real token, and a batch whose rows are rolled to begin with that
+        token. Cached for all layers."""
         mask = self.mask
         assert mask is not None
 
         def make() -> tuple[Tensor, Batch]:
-            start, host_mask = first_real(mask), None
+            start = first_real(mask)
+            host_mask = None
             if not in_graph():
                 real = self._on_host[0]
                 index = np.arange(real.shape[1]) + real.argmax(1)[:, None]
@@ -160,7 +167,7 @@ class Batch(PassCache):
 
     @property
     def labels(self) -> DocumentLabels:
-        """The documents by token. Not available in a graph."""
+        """The document of each token. Not available in a graph."""
 
         def make() -> DocumentLabels:
             most = int(self._on_host[1].sum(1).max(initial=0))
@@ -170,7 +177,8 @@ class Batch(PassCache):
 
     @functools.cached_property
     def _borders(self) -> tuple[Tensor, Tensor]:
-        """Starts of documents, ``(B, N)`` bool, and whether document numbers of real tokens decrease, ``()`` bool."""
+        """Which tokens start a document, ``(B, N)`` bool, and whether the document number of any real token is smaller
+        than one before it, ``()`` bool."""
         mask, documents = self.mask, self.documents
         assert documents is not None
         numbers = documents
@@ -185,8 +193,8 @@ class Batch(PassCache):
 
     @functools.cached_property
     def _on_host(self) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-        """Real tokens and starts of documents, ``(B, N)`` bool each. Read by the host in one transfer, and nothing
-        else is read.
+        """Which tokens are real and which start a document, ``(B, N)`` bool each. The host reads both in one transfer,
+        and reads nothing else of the batch.
 
         Raises:
             InputError: numbers of documents descend.
@@ -199,15 +207,16 @@ class Batch(PassCache):
             borders = np.zeros_like(real)
             borders[:, :1] = True
             return real, borders
-        borders_there, descending = self._borders
-        real_there = torch.ones_like(borders_there) if self.mask is None else self.mask
-        rows = on_host(torch.stack([real_there, borders_there, descending.expand_as(borders_there)]))
-        if rows[2].any():
+        borders_on_device, descending = self._borders
+        real_on_device = torch.ones_like(borders_on_device) if self.mask is None else self.mask
+        transfer = torch.stack([real_on_device, borders_on_device, descending.expand_as(borders_on_device)])
+        real, borders, descends = on_host(transfer)
+        if descends.any():
             raise InputError(
                 "documents must ascend along each row, for example [[0, 0, 0, 1, 1, 2]], but a number is smaller than "
                 "one before it; number the documents in the order of their tokens."
             )
-        return rows[0], rows[1]
+        return real, borders
 
     def spans(self, missing: int) -> Spans:
         """Row, start and stop of every sequence, on an axis that lacks each row's first ``missing`` tokens."""
@@ -234,10 +243,11 @@ class Batch(PassCache):
 
 
 def for_one_pass(tensor: Any, known: dict[Hashable, Any] | None = None) -> Any:
-    """A view of ``tensor`` for one forward pass, on which :func:`cached_on` stores derived values. The caller may
-    reuse ``tensor`` itself for another input. In a graph, and for other types, ``tensor`` is returned unchanged.
+    """A view of ``tensor`` on which :func:`cached_on` stores derived values for one forward pass. Nothing is stored on
+    ``tensor`` itself, which the caller may reuse for another input. A graph, or an object of another type, gets
+    ``tensor`` unchanged.
 
-    known: derived values by their keys.
+    known: values to store at once, by their keys.
     """
     if not isinstance(tensor, Tensor) or torch.compiler.is_compiling() or torch.jit.is_tracing():
         return tensor
@@ -265,8 +275,8 @@ def cached_on(tensor: Tensor, key: Hashable, make: Callable[[], Derived]) -> Der
 
 
 def _joined(parts: Sequence[Tensor | None], shape: Sequence[int], dim: int, spans: Spans) -> Tensor:
-    """A tensor of ``shape`` with ``parts`` at ``spans`` and zeros elsewhere. Laid out as the first part: by head or by
-    token."""
+    """A tensor of ``shape`` with ``parts`` at ``spans`` and zeros elsewhere. Its memory layout, by head or by token,
+    is that of the first part."""
     like = next(part for part in parts if part is not None)
     filled = sum(stop - start for _, start, stop in spans) == shape[0] * shape[dim] and all(
         part is not None for part in parts
@@ -329,7 +339,7 @@ def in_graph() -> bool:
 
 
 def has_values(x: Tensor) -> bool:
-    """Whether values of ``x`` exist. Always true in a graph, for which :func:`in_graph` speaks."""
+    """Whether values of ``x`` exist. True while compiling, when only :func:`in_graph` says so."""
     return torch.compiler.is_compiling() or not (x.is_meta or fake_mode() is not None)
 
 
@@ -413,8 +423,8 @@ def roll_left(x: Tensor, start: Tensor, dim: int = 2) -> Tensor:
 
 
 def documents_from(documents: Tensor | None, cu_seqlens: Tensor | None, shape: tuple[int, int]) -> Tensor | None:
-    """Document numbers ``(B, N)``: ``documents``, checked, or built from ``cu_seqlens``. ``None`` if both are
-    ``None``.
+    """Document numbers ``(B, N)``: ``documents`` after a check, or numbers made from ``cu_seqlens``. ``None`` if both
+    are ``None``.
 
     Args:
         cu_seqlens: ``(documents + 1,)``, offsets of the documents in a single row, from 0 to N, as in flash-attn.
@@ -436,7 +446,8 @@ def documents_from(documents: Tensor | None, cu_seqlens: Tensor | None, shape: t
     batch, length = shape
     fits = (
         isinstance(cu_seqlens, Tensor)
-        and cu_seqlens.dim() == batch == 1 < len(cu_seqlens)
+        and batch == cu_seqlens.dim() == 1
+        and len(cu_seqlens) > 1
         and not cu_seqlens.is_floating_point()
     )
     problem = None if fits else shape_in_words(cu_seqlens)

@@ -29,7 +29,7 @@ def block_sparse_attention(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, ca
         ``(B, H, Nq, D)``. Outputs at padding are finite but meaningless.
     """
     q_len, kv_len = q.shape[2], k.shape[2]
-    if not q.is_meta and torch.is_autocast_enabled(q.device.type):  # autocasts(q), without a call
+    if not q.is_meta and torch.is_autocast_enabled(q.device.type):  # autocasts(q), without the cost of a call
         q, k, v = same_dtype(q, k, v)
     global_mask = call.global_mask if pattern.has_globals else None
     if call.causal != pattern.causal or global_mask is not call.global_mask:
@@ -40,15 +40,13 @@ def block_sparse_attention(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, ca
         "flash": lambda: flash(q, k, v, pattern, call),
         "flex": lambda: flex_band(q, k, v, pattern, call.written_out()),
     }
+    # Packed documents: one kernel call for all of them, or one call of this function for each.
     if call.batch is not None and call.batch.documents is not None:
         out, _ = try_path("documents of a band", context, kernels)
         if out is not None:
             return out
-
-        def of_document(q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
-            return block_sparse_attention(q, k, v, pattern, call)
-
-        return split(of_document, q, k, v, call)
+        return split(lambda q, k, v, call: block_sparse_attention(q, k, v, pattern, call), q, k, v, call)
+    # A kernel of the device runs the call as it is. The other paths take keys and values for each query head.
     out, path = try_path("band", context, kernels)
     if out is not None:
         return out
@@ -63,6 +61,7 @@ def block_sparse_attention(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, ca
         return dense_attention(q, k, v, call)
     if path == "plain":
         return blockwise_attention(q, k, v, pattern, call)
+    # The path "dense-masked": with an additive mask that calls share, or with a mask for this call.
     if context.device == "cpu" and shares_mask(q_len, call):
         tokens = None if global_mask is None else global_mask[0].nonzero()[:, 0]
         dtype = torch.float32 if q.dtype == torch.float16 else q.dtype  # MASKED overflows float16
@@ -72,17 +71,17 @@ def block_sparse_attention(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, ca
 
 
 def _on_cpu(path: PathName, q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, call: AttentionCall) -> Tensor:
-    """The output of a path that skips outer padding itself."""
+    """The output of a kernel for bands on the CPU. These kernels take padding as it is."""
     kv_len = k.shape[2]
     if path == "cpu-distances":
-        term = DistanceTerm.of(call.term, q, k)
-        assert term is not None
-        return distance_attention(q, k, v, term, pattern, call)
-    added, learned, ahead = call.score_mod, [], 0
-    if isinstance(added, DistanceBias | ColumnTerm):
-        learned = [added.table]
-    if isinstance(added, DistanceBias):
-        ahead = added.ahead
+        distance_term = DistanceTerm.of(call.term, q, k)
+        assert distance_term is not None
+        return distance_attention(q, k, v, distance_term, pattern, call)
+    term, learned, ahead = call.score_mod, [], 0
+    if isinstance(term, DistanceBias | ColumnTerm):
+        learned = [term.table]
+    if isinstance(term, DistanceBias):
+        ahead = term.ahead
     numbers = (
         min(pattern.left, kv_len),
         min(pattern.right, kv_len),
@@ -97,7 +96,7 @@ def _on_cpu(path: PathName, q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, c
 
 
 def why_not_one_call(q: Tensor, k: Tensor, pattern: Pattern, call: AttentionCall) -> str | None:
-    """Why no single kernel call computes a band within all packed documents. ``None`` if one does."""
+    """Why no single kernel call computes a band within each of the packed documents. ``None`` if one does."""
     context = DispatchContext.of(q, k, call, dtype_in_attention(q), pattern=pattern)
     path, refused = first_path("documents of a band", context)
     return refused[-1][1] if path == "split" else None
@@ -108,14 +107,15 @@ def full_attention(q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, cross: 
 
     cross: whether queries and keys come from different sequences.
     """
-    pattern, by_kernel = Pattern.everything(call.causal), "dense" in call.term.engines
+    pattern = Pattern.everything(call.causal)
+    densely = "dense" in call.term.engines
     if torch.compiler.is_exporting() and not call.term.by_distance_alone:
-        by_kernel = True
+        densely = True
     if call.batch is not None and call.score_mod is None and accelerator.accelerated(q):
         # For padding or documents, the flash-attention operator needs no N×N mask.
         context = DispatchContext.of(q, k, call, dtype_in_attention(q), pattern=pattern)
-        by_kernel = by_kernel and call.batch.documents is None and first_path("band", context)[0] != "flash"
-    if by_kernel and (cross or not (call.dropout and drops_in_tiles(DispatchContext.of(q, k, call)))):
+        densely = densely and call.batch.documents is None and first_path("band", context)[0] != "flash"
+    if densely and (cross or not (call.dropout and drops_in_tiles(DispatchContext.of(q, k, call)))):
         q, k, v, call = clear_padding(q, k, v, call)
         return dense_attention(q, k, v, call.written_out())
     return block_sparse_attention(q, k, v, pattern, call.replace(global_mask=None))

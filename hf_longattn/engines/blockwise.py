@@ -30,51 +30,35 @@ larger tiles."""
 
 
 def blockwise_attention(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, call: AttentionCall) -> Tensor:
-    """The output of :func:`hf_longattn.engines.block_sparse.block_sparse_attention`. Supports dropout and any
-    ``score_mod``.
+    """Compute :func:`hf_longattn.engines.block_sparse.block_sparse_attention`, with dropout and any ``score_mod``.
 
     Scores of global keys are appended as columns. Merging them by log-sum-exp would take 1.4 times as long for forward
     and backward (1,024 tokens, 8 of them global, 4 heads of 64, window 256, one CPU thread).
     """
-    (batch, heads, q_len, head_dim), kv_len = q.shape, k.shape[2]
+    batch, heads, q_len, head_dim = q.shape
+    kv_len = k.shape[2]
     key_mask, global_mask, scale, score_mod = call.key_mask, call.global_mask, call.scale_for(head_dim), call.score_mod
     device, offset = q.device, kv_len - q_len
-    exporting = torch.compiler.is_exporting()
-    if exporting:
-        # One graph for all lengths computes sizes when it runs, with blocks no longer than the input. If torch.export
-        # knew a size as a minimum of the length, it would add guards.
-        queries, keys = (torch.full((), length, device=device) for length in (q_len, kv_len))
-        size = queries.clamp(max=QUERIES_PER_BLOCK)
-        block = size_in_graph(size, 1, QUERIES_PER_BLOCK)
-        blocks = size_in_graph((queries + size - 1) // size, 1, UNBOUNDED)
-        left = size_in_graph(keys.clamp(max=pattern.left), 0, pattern.left)
-        right = size_in_graph(keys.clamp(max=pattern.right), 0, pattern.right)
-    else:
-        block, blocks = QUERIES_PER_BLOCK, -(-q_len // QUERIES_PER_BLOCK)
-        # Branches, since torch.compile would keep min in the shapes, and Inductor fails to divide by it.
-        left = pattern.left if pattern.left <= kv_len else kv_len
-        right = pattern.right if pattern.right <= kv_len else kv_len
+    block, blocks, left, right = _sizes(pattern, q_len, kv_len, device)
     width = block + left + right
 
     def slices(x: Tensor, size: int, before: int) -> Tensor:
-        """Slices ``(B, H, blocks, size, D)`` of ``x (B, H, N, D)``, starting ``before`` tokens before each block;
-        arbitrary values outside x."""
-        if exporting:
+        """Slices ``(B, H, blocks, size, D)`` of ``x (B, H, N, D)``, starting ``before`` tokens before each block.
+        Their values outside of x are arbitrary."""
+        if torch.compiler.is_exporting():
             index = torch.arange(blocks, device=device)[:, None] * block - before + torch.arange(size, device=device)
-            return x.index_select(2, index.clamp(0, x.shape[2] - 1).flatten()).view(
-                *x.shape[:2], blocks, size, x.shape[3]
-            )
+            tokens = x.index_select(2, index.clamp(0, x.shape[2] - 1).flatten())
+            return tokens.view(*x.shape[:2], blocks, size, x.shape[3])
         after = (blocks - 1) * block + size - before - x.shape[2]
         if before < 0:
             x, before = x[:, :, -before:], 0
         x = F.pad(x, (0, 0, before, after))
         return x.unfold(2, size, block).transpose(-1, -2)
 
-    q_blocks, k_slices, v_slices = (
-        slices(q, block, 0),
-        slices(k, width, left - offset),
-        slices(v, width, left - offset),
-    )
+    q_blocks = slices(q, block, 0)
+    k_slices = slices(k, width, left - offset)
+    v_slices = slices(v, width, left - offset)
+    # Positions of queries and keys, broadcast over (B, H, blocks, queries of a block, keys of its slice).
     b = torch.arange(batch, device=device).view(-1, 1, 1, 1, 1)
     h = torch.arange(heads, device=device).view(1, -1, 1, 1, 1)
     start = torch.arange(blocks, device=device).view(1, 1, -1, 1, 1) * block + offset
@@ -89,11 +73,13 @@ def blockwise_attention(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, call:
             return scores
         return score_mod(scores, b, h, i, j)
 
+    # The keys of each block's slice.
     seen = inside & pattern.band_mod(b, h, q_idx, kv_idx)
     if key_mask is not None:
         seen = seen & key_mask[b, kv_safe]
     scores = scored(q_blocks, k_slices, q_safe, kv_safe)
     if global_mask is not None:
+        # A column for each global key that is outside of the query's band.
         index, real = index_of_globals(call)
         columns = index[:, None, None, None, :]
         column_seen = real[:, None, None, None, :] & (q_idx < kv_len) & ~pattern.band_mod(b, h, q_idx, columns)
@@ -114,6 +100,24 @@ def blockwise_attention(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, call:
     return overwrite_global_rows(out, q, k, v, index, real, call.replace(causal=pattern.causal))
 
 
+def _sizes(pattern: Pattern, q_len: int, kv_len: int, device: torch.device) -> tuple[int, int, int, int]:
+    """Queries per block, number of blocks, and the width of the band to the left and right of a query."""
+    if torch.compiler.is_exporting():
+        # One graph for all lengths computes sizes when it runs, with blocks no longer than the input. If torch.export
+        # knew a size as a minimum of the length, it would add guards.
+        queries, keys = (torch.full((), length, device=device) for length in (q_len, kv_len))
+        size = queries.clamp(max=QUERIES_PER_BLOCK)
+        block = size_in_graph(size, 1, QUERIES_PER_BLOCK)
+        blocks = size_in_graph((queries + size - 1) // size, 1, UNBOUNDED)
+        left = size_in_graph(keys.clamp(max=pattern.left), 0, pattern.left)
+        right = size_in_graph(keys.clamp(max=pattern.right), 0, pattern.right)
+        return block, blocks, left, right
+    # Branches, since torch.compile would keep min in the shapes, and Inductor fails to divide by it.
+    left = pattern.left if pattern.left <= kv_len else kv_len
+    right = pattern.right if pattern.right <= kv_len else kv_len
+    return QUERIES_PER_BLOCK, -(-q_len // QUERIES_PER_BLOCK), left, right
+
+
 def first_rows(x: Tensor, count: int) -> Tensor:
     """The first ``count`` tokens of ``x (B, H, N, D)``. An exported graph uses an index, since a slice compares
     ``count`` and N."""
@@ -123,27 +127,25 @@ def first_rows(x: Tensor, count: int) -> Tensor:
 
 
 def plain_gathered(q: Tensor, k: Tensor, v: Tensor, tiles: Sequence[GatherTile], call: AttentionCall) -> Tensor:
-    """The output of :func:`hf_longattn.engines.gathered.gathered_attention`. Supports dropout, any ``score_mod`` and
-    learned biases."""
+    """Compute :func:`hf_longattn.engines.gathered.gathered_attention`, with dropout, any ``score_mod`` and learned
+    biases."""
     batch, heads, q_len, head_dim = q.shape
-    outs, lses = [], []  # of each tile: (B, H, Nq, D), and (B, H, Nq), -inf where a query sees no key
+    outs, lses = [], []  # outputs (B, H, Nq, D) and log-sum-exps (B, H, Nq) of tiles; -inf if a query sees no key
     for tile in tiles:
+        # Compute a large tile in pieces. The backward pass recomputes them.
         pieces = list(_split_tile(tile, batch * heads))
         run: Any = _rows
         eager = not torch.compiler.is_compiling() and no_fused_kernels() is None
         if len(pieces) > 1 and torch.is_grad_enabled() and eager:
             run = functools.partial(checkpoint, _rows, use_reentrant=False)
         results = [run(q, k, v, piece, call) for piece in pieces]
-        # Empty slots go to an extra token after the last.
+        # Move the results to the positions of their queries. Empty slots go to an extra token after the last.
         listed = torch.cat([piece.queries.flatten(2) for piece in pieces], 2)
         index = torch.where(listed >= 0, listed, q_len).expand(batch, heads, -1)
-        out, lse = (
-            torch.cat([x.flatten(2, 3) for x, _ in results], 2),
-            torch.cat([x.flatten(2) for _, x in results], 2),
-        )
-        out = out.new_zeros(batch, heads, q_len + 1, head_dim).scatter(
-            2, index[..., None].expand(-1, -1, -1, head_dim), out
-        )
+        out = torch.cat([x.flatten(2, 3) for x, _ in results], 2)
+        lse = torch.cat([x.flatten(2) for _, x in results], 2)
+        all_features = index[..., None].expand(-1, -1, -1, head_dim)
+        out = out.new_zeros(batch, heads, q_len + 1, head_dim).scatter(2, all_features, out)
         lse = lse.new_full((batch, heads, q_len + 1), float("-inf")).scatter(2, index, lse)
         outs.append(out[:, :, :q_len])
         lses.append(lse[:, :, :q_len])
@@ -151,8 +153,8 @@ def plain_gathered(q: Tensor, k: Tensor, v: Tensor, tiles: Sequence[GatherTile],
 
 
 def _split_tile(tile: GatherTile, copies: int) -> Iterator[GatherTile]:
-    """Cut a tile into pieces of at most MAX_PAIRS pairs over all batch items and heads: groups of rows, or of a row's
-    query slots."""
+    """Cut a tile into pieces of at most :data:`MAX_PAIRS` pairs over all ``copies``, the batch items times heads. A
+    piece is a group of rows, or some of the query slots of one row."""
     rows, slots = tile.queries.shape[2:]
     width = copies * tile.keys.shape[3]
     if rows * slots * width <= MAX_PAIRS:
@@ -162,7 +164,8 @@ def _split_tile(tile: GatherTile, copies: int) -> Iterator[GatherTile]:
     some_rows = max(1, MAX_PAIRS // (width * some_slots))
     for row in range(0, rows, some_rows):
         for slot in range(0, slots, some_slots):
-            at, within = slice(row, row + some_rows), slice(slot, slot + some_slots)
+            at = slice(row, row + some_rows)
+            within = slice(slot, slot + some_slots)
             bias = tile.bias
             if bias is not None and bias.shape[2] > 1:
                 bias = bias[:, :, at]

@@ -59,8 +59,8 @@ class ByteCache:
         if (entry := self._find(key)) is not None:
             return entry[0]
 
-        # Without inference mode and with the CPU as default device, so that every later call can use the tensors that
-        # are made.
+        # Outside of inference mode, and with the CPU as the default device, ``make`` gives tensors that every later
+        # call can use.
         with torch.inference_mode(False), torch.no_grad(), torch.device("cpu"):
             value = make()
         nbytes = (size or tensor_bytes)(value)
@@ -77,7 +77,7 @@ class ByteCache:
     def _find(self, key: Hashable) -> tuple[Any, int] | None:
         with self._lock:
             entry = self._entries.get(key)
-            if entry is not None and self.nbytes > self.budget // 2:  # below half, eviction is far off
+            if entry is not None and self.nbytes > self.budget // 2:  # a cache far from full needs no order
                 self._entries.move_to_end(key)
             return entry
 
@@ -88,15 +88,17 @@ class ByteCache:
         make: Callable[[], Value],
         size: Callable[[Value], int],
     ) -> Value:
-        """:meth:`get` for ``key`` and the current versions of ``tensors``. Freeing any of the tensors drops the
-        entry."""
+        """:meth:`get` for values that depend on ``tensors``: the key includes the tensors and their current versions.
+        Freeing any of the tensors drops the entry."""
         entry_key = (*key, *map(id, tensors), *map(tensor_version, tensors))
-        if (entry := self._find(entry_key)) is not None:
+        entry = self._find(entry_key)
+        if entry is not None:
             references, value = entry[0]
             if all(reference() is x for reference, x in zip(references, tensors, strict=True)):
                 return value
             self.drop(entry_key)  # an entry of freed tensors that had the same addresses
-        # a local, since modules lose their names at interpreter exit before the last tensors are freed
+        # At interpreter exit, modules lose their names before the last tensors are freed. So the callback uses a
+        # local.
         drop = self.drop
         references = tuple(weakref.ref(x, lambda _: drop(entry_key)) for x in tensors)
         return self.get(entry_key, lambda: (references, make()), lambda entry: size(entry[1]))[1]
@@ -131,6 +133,7 @@ def tensor_bytes(value: Any) -> int | None:
 
 
 def _tensors(value: Any) -> Any:
+    """Yield the tensors of a value, inside mappings, sequences and dataclasses too."""
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, Mapping):
@@ -155,4 +158,4 @@ def tensor_version(tensor: Tensor) -> int:
         return tensor._version
     except AttributeError:
         warn_missing("tensor_version")
-        return next(_fresh)
+        return next(_fresh)  # a new version for each call, so that nothing cached is found again

@@ -1,5 +1,8 @@
-"""Arguments of the engines: visible pairs (band or tiles), the settings of a call, and the inputs to the choice of a
-path."""
+"""Arguments of the engines.
+
+:class:`Pattern` and :class:`GatherTile` say which query-key pairs are visible. :class:`AttentionCall` has the settings
+of a call. :class:`DispatchContext` has what the choice of an algorithm depends on.
+"""
 
 from __future__ import annotations
 
@@ -25,8 +28,8 @@ PatternType = Literal[
     "blocks",
     "mask",
 ]
-"""Type of a call's computation, for mechanisms and engines. Each has its list of paths in
-:data:`hf_longattn.engines.dispatch.PATHS`."""
+"""How the visible pairs of a call are described. :data:`hf_longattn.engines.dispatch.PATHS` lists for each type the
+algorithms that compute it."""
 PathName = Literal[
     "split",
     "unchanged",
@@ -45,18 +48,21 @@ PathName = Literal[
     "flash",
     "flex",
 ]
-"""Algorithms or kernels that run a call. The first three are layouts of a batch, see :mod:`.sequences`."""
+"""Names of the algorithms and kernels that run a call. The first three are layouts of a batch's sequences, described
+in :mod:`.sequences`; the others compute attention."""
 PaddingValues = Literal["any", "finite", "cleared"]
-"""Values in padding: any, even NaN; finite ones; or those after :func:`clear_padding`."""
+"""What q, k and v hold at padding: ``any`` value, even NaN; ``finite`` numbers; or ``cleared``, numbers that cannot
+change the output, which :func:`clear_padding` makes sure of."""
 MaskMod = Callable[[Any, Any, Any, Any], Any]
 """``mask_mod(b, h, q_idx, kv_idx) -> bool tensor``, as in ``torch.nn.attention.flex_attention``."""
-UNBOUNDED = 1 << 40
+UNBOUNDED = 1 << 40  # width of one side of a band without a limit
 
 
 @dataclasses.dataclass(frozen=True)
 class Pattern:
     """A band: query i attends to keys ``i - left`` to ``i + right``.
 
+    causal: whether a query never sees a later key, not even a global token.
     has_globals: whether every query also attends to the global tokens.
     global_rows: whether global tokens attend to every key.
     """
@@ -90,10 +96,12 @@ class Pattern:
         return max(self.left, self.right) < UNBOUNDED
 
     def covers(self, q_len: int, kv_len: int) -> bool:
-        """Whether the band leaves no key out. The queries are the last ``q_len`` of ``kv_len`` positions."""
+        """Whether each query's band has every key, or every key up to the query if causal. The queries are the last
+        ``q_len`` of ``kv_len`` positions."""
         return self.left >= kv_len - 1 and (self.causal or self.right >= q_len - 1)
 
     def band_mod(self, b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
+        """The ``mask_mod`` of the band alone, without global tokens and padding."""
         return (q_idx - kv_idx <= self.left) & (kv_idx - q_idx <= self.right)
 
     def visible_mod(self, global_mask: Tensor | None) -> MaskMod:
@@ -103,13 +111,13 @@ class Pattern:
         """
         if global_mask is None:
             return self.band_mod
-        of_rows = global_mask.dim() == 2
+        has_batch_axis = global_mask.dim() == 2
 
         def mod(b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
             visible = (q_idx - kv_idx <= self.left) & (kv_idx - q_idx <= self.right)
-            visible = visible | (global_mask[b, kv_idx] if of_rows else global_mask[kv_idx])
+            visible = visible | (global_mask[b, kv_idx] if has_batch_axis else global_mask[kv_idx])
             if self.global_rows:
-                visible = visible | (global_mask[b, q_idx] if of_rows else global_mask[q_idx])
+                visible = visible | (global_mask[b, q_idx] if has_batch_axis else global_mask[q_idx])
             if self.causal:
                 visible = visible & (kv_idx <= q_idx)
             return visible
@@ -119,15 +127,15 @@ class Pattern:
 
 @dataclasses.dataclass(frozen=True)
 class GatherTile:
-    """A tile: R rows of queries and keys. Each query attends to each key of its row. Batch and head axes of size 1
-    broadcast.
+    """A tile: R rows, each with a list of queries and a list of keys. Each query attends to each key of its row,
+    except to pairs that the other fields hide. Batch and head axes of size 1 broadcast.
 
     queries: ``(B or 1, H or 1, R, Tq)`` int64, positions on the queries' axis; -1 is an empty slot. No query may
         appear twice in a tile.
     keys: ``(B or 1, H or 1, R, Tk)`` int64, positions on the keys' axis; -1 is an empty slot. Do not modify queries or
         keys in place: the layout computed from them is cached.
     causal: hides keys after the query.
-    inside: ``(low, high)``: hides pairs outside of ``low <= query - key <= high``.
+    inside: ``(low, high)``: shows only pairs with ``low <= query - key <= high``.
     outside: ``(low, high)``: hides pairs with ``low <= query - key <= high``, for instance because another tile has
         them.
     bias: ``(B or 1, H or 1, R or 1, Tq or 1, Tk)``: bool (False hides a pair) or float added to the scores; may
@@ -149,7 +157,7 @@ class GatherTile:
         if self.causal:
             visible = distance >= 0
         else:
-            visible = distance == distance
+            visible = distance == distance  # True for every pair
         if self.inside is not None:
             visible = visible & (distance >= self.inside[0]) & (distance <= self.inside[1])
         if self.outside is not None:
@@ -174,6 +182,7 @@ def selection_mask(chosen: Tensor, own_block: Tensor, count: int) -> Tensor:
 
     chosen: ``(B, H, N, K)`` int64; -1 is an empty slot. own_block: ``(N, 1)``.
     """
+    # An empty slot lists the query's own block once more.
     own_block = own_block.expand(*chosen.shape[:3], 1)
     listed = torch.cat([torch.where(chosen < 0, own_block, chosen), own_block], -1)
     return torch.zeros(*chosen.shape[:3], count, dtype=torch.bool, device=chosen.device).scatter_(-1, listed, True)
@@ -190,19 +199,18 @@ class AttentionCall:
     """The arguments of attention besides queries ``(B, H, Nq, D)``, keys and values ``(B, H_kv, Nk, D)``.
 
     causal: position i ignores the keys after i.
-    batch: padding and documents. :mod:`.sequences` moves each sequence to index 0 before a mechanism runs, unless the
-        mechanism takes sequences where they are. The mechanism then handles only right padding and holes, by
-        :attr:`key_mask`.
+    batch: padding and documents. Most mechanisms run after :mod:`.sequences` has moved each sequence to index 0. They
+        handle only right padding and holes, by :attr:`key_mask`. Other mechanisms take sequences where they are.
     global_mask: ``(B, Nk)`` bool, True = global token, for mechanisms that take global tokens.
     global_positions: positions of the global tokens, ascending and unique, counted from each sequence's first real
-        token. With them, neither a graph nor the host needs to read the mask. ``None`` if only ``global_mask`` defines
-        the global tokens.
+        token. With them, no value of ``global_mask`` has to be read. ``None`` if only ``global_mask`` defines the
+        global tokens.
     scale: factor on q·k; ``None`` is ``D ** -0.5``.
     dropout: dropout probability on the weights.
     score_mod: ``score_mod(score, b, h, q_idx, kv_idx)``, as in flex_attention.
     seed: seed of randomised mechanisms.
     hidden_states: ``(B, n, hidden_size)``, the layer's input at the last n keys, for mechanisms that take it.
-    grid: the tokens' grid, for every sequence of :attr:`batch`.
+    grid: the grid of patches, or of other cells, that the tokens of every sequence form.
     sink_scores: ``(H,)``, score of an additional softmax column without a value, the same for all queries. It takes
         weight from the keys. Queries without a visible key still output 0. Only for mechanisms with the capability
         ``takes_sinks``.
@@ -233,7 +241,7 @@ class AttentionCall:
         dropout_p: float = 0.0,
         **arguments: Any,
     ) -> AttentionCall:
-        """The call for keyword arguments of :func:`hf_longattn.attend`, which are not checked."""
+        """The call for keyword arguments of :func:`hf_longattn.attend`. It does not check them."""
         return cls(batch=Batch.of(padding_mask, documents), scale=scaling, dropout=dropout_p, **arguments)
 
     @property
@@ -258,14 +266,15 @@ class AttentionCall:
         make: Callable[[], Derived],
         size: Callable[[Derived], int | None] | None = None,
     ) -> Derived:
-        """``make()``, cached by ``key`` and the inputs on which it depends.
+        """The result of ``make()``, from a cache if ``make`` ran before with this key and the same masks.
 
-        If the caller gave a global mask, the result is cached on the mask for one pass, otherwise on the batch.
-        Without both, it depends only on lengths and positions, and is cached for the process; ``size`` as in
-        :meth:`ByteCache.get`.
+        The result is stored with the input that it depends on: with a global mask that has no positions, otherwise
+        with the batch. If the call has neither, the result depends only on lengths and positions, and is stored in
+        :data:`BYTE_CACHE`, for which ``size`` is the result's size in bytes, as in :meth:`ByteCache.get`.
         """
         batch = self.batch
-        if self.global_mask is not None and self.global_positions is None:  # storing the batch reserves its id
+        if self.global_mask is not None and self.global_positions is None:
+            # The entry also holds the batch, so that no later object can have its id.
             return cached_on(self.global_mask, (*key, id(batch)), lambda: (make(), batch))[0]
         key = (*key, self.global_positions)
         if batch is None:
@@ -273,6 +282,7 @@ class AttentionCall:
         return batch.cached(key, make)
 
     def replace(self, **changes: Any) -> AttentionCall:
+        """A copy of the call with other values for some fields."""
         if torch.compiler.is_compiling():
             return dataclasses.replace(self, **changes)
         new = object.__new__(AttentionCall)  # several times faster, for decoding
@@ -344,11 +354,13 @@ def clear_padding(
             inputs.append(call.hidden_states)
     if mask.device.type == "cpu" and not in_graph() and all_moderate(inputs):
         return q, k, v, call.replace(padding_values="cleared")
-    padding, length = ~mask, mask.shape[1]
+    padding = ~mask
+    length = mask.shape[1]
 
     def clear(x: Tensor) -> Tensor:
         """``x (B, H, n, D)`` of the last n tokens, with zeros at padding."""
-        by_token, rows = x.transpose(1, 2), padding[:, length - x.shape[2] :]
+        by_token = x.transpose(1, 2)
+        rows = padding[:, length - x.shape[2] :]
         if by_token.is_contiguous():  # keep the memory layout: kernels round differently for another layout
             return by_token.masked_fill(rows[:, :, None, None], 0.0).transpose(1, 2)
         return x.masked_fill(rows[:, None, :, None], 0.0)
@@ -366,15 +378,18 @@ DENSE_CELLS = 256 * 256
 GPUs."""
 ELSEWHERE = "it is for another device"
 NOT_IN_AN_EXPORTED_GRAPH = "an exported graph may only use operations that every runtime has"
+"""Reasons why a path does not run a call, which several engines give."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class DispatchContext:
-    """The inputs to the choice of a path. Every engine's ``why_not`` reads them."""
+    """What the choice of a path depends on. Every engine has a function ``why_not(context)``."""
 
     device: str
+    """Type of the device, such as ``"cuda"``."""
     q_len: Any
     kv_len: Any
+    """Number of queries and of keys: an int, or a symbolic size in a graph."""
     call: AttentionCall
     covered: bool = False
     """Whether every query attends to every key."""
@@ -393,8 +408,8 @@ class DispatchContext:
     block_size: int = 0
     """Tokens in a block of a table; 0 if each query selects its blocks."""
     blocks: Callable[[], Any] | None = None
-    """A function that reduces a mask over pairs to its visible blocks (cpu/visible_blocks.py); ``None`` if it may not
-    be read."""
+    """A function that returns which blocks of a mask over pairs have a visible pair (cpu/visible_blocks.py). ``None``
+    if the values of the mask may not be read."""
     exporting: bool = False
     failed: tuple[tuple[str, str], ...] = ()
     """``(path, reason)`` for each path whose kernel this machine lacks."""
@@ -403,7 +418,8 @@ class DispatchContext:
     def of(
         cls, q: Tensor, k: Tensor, call: AttentionCall, dtype: torch.dtype | None = None, **more: Any
     ) -> DispatchContext:
-        """The context of ``q (B, H, Nq, D)`` and ``k (B, H_kv, Nk, D)``. ``dtype``: another one than that of ``q``."""
+        """The context of ``q (B, H, Nq, D)`` and ``k (B, H_kv, Nk, D)``. ``dtype`` is needed if attention runs in
+        another dtype than that of ``q``."""
         more |= {"dtype": dtype or q.dtype, "features": q.shape[3], "exporting": torch.compiler.is_exporting()}
         return cls(q.device.type, q.shape[2], k.shape[2], call, **more)
 

@@ -31,22 +31,23 @@ def dense_attention(
 ) -> Tensor:
     """Softmax attention ``(B, H, Nq, D)`` with ``mask_mod``, causality and padding. Heads may be grouped.
 
-    Without ``mask_mod`` and score term, the call is the same as in transformers' sdpa attention. Queries without a
+    Without ``mask_mod`` and score term, it calls the same kernel as transformers' sdpa attention. Queries without a
     visible key give zeros. With a score term, more than :data:`MAX_SCORES` scores are computed in blocks of queries,
-    which the eager backward pass recomputes.
+    and the eager backward pass computes each block again.
 
     q_idx: the queries' positions, broadcastable to ``(B, 1, Nq, 1)``; by default the last Nq positions of the keys.
     """
     causal, key_mask, score_mod = call.causal, call.key_mask, call.score_mod
-    (batch, _, q_len, _), kv_len = q.shape, k.shape[2]
-    last = q_idx is None
+    batch, _, q_len, _ = q.shape
+    kv_len = k.shape[2]
+    last = q_idx is None  # the queries are the last positions
     settings: dict[str, Any] = {"dropout_p": call.dropout, "scale": call.scale, "sink_scores": call.sink_scores}
     if causal and last and q_len == kv_len > 1 and key_mask is None and mask_mod is None and score_mod is None:
         return fused_attention(q, k, v, is_causal=True, **settings)
     visible = index = None
     if key_mask is not None:
         visible = key_mask[:, None, None, :]
-    if last and q_len == 1:
+    if last and q_len == 1:  # the last position sees every key
         causal = False
     if causal or mask_mod is not None or score_mod is not None:
         b, h, rows, kv_idx = grid_of(q, k)
@@ -76,15 +77,17 @@ def _by_products(
     visible: Tensor | None,
     at_once: bool,
 ) -> Tensor:
-    """:func:`dense_attention` with scores in memory, at most :data:`MAX_SCORES` at a time, which the backward pass
-    recomputes. Graphs and ``torch.func`` get all scores at once, and so does a call ``at_once``.
+    """:func:`dense_attention` with scores in memory, at most :data:`MAX_SCORES` at a time. The backward pass
+    recomputes them.
 
     index: b, h, q_idx and kv_idx, if there is a score term.
+    visible: bool, broadcastable to ``(B, H, Nq, Nk)``; ``None`` if every pair is.
+    at_once: compute all scores at once. Graphs and ``torch.func`` always do.
     """
     at_once = at_once or torch.compiler.is_compiling() or no_fused_kernels() is not None
-    of_one_query = q.shape[0] * q.shape[1] * k.shape[2]
-    if index is not None and not at_once and q.shape[2] * of_one_query > MAX_SCORES:
-        size = max(1, MAX_SCORES // of_one_query)
+    scores_per_query = q.shape[0] * q.shape[1] * k.shape[2]
+    if index is not None and not at_once and q.shape[2] * scores_per_query > MAX_SCORES:
+        size = max(1, MAX_SCORES // scores_per_query)
         outs = []
         for queries, at in zip(q.split(size, 2), index[2].split(size, 2), strict=True):
             run = functools.partial(dense_attention, call=call, mask_mod=mask_mod, q_idx=at)
@@ -117,8 +120,8 @@ def fused_attention(
     sink_scores: Tensor | None = None,
     **settings: Any,
 ) -> Tensor:
-    """scaled_dot_product_attention of ``q (B, H, Nq, D)`` and ``k, v (B, H_kv, Nk, D)``, without its unfused N×N
-    kernel.
+    """scaled_dot_product_attention of ``q (B, H, Nq, D)`` and ``k, v (B, H_kv, Nk, D)``, in a way that avoids its
+    unfused N×N kernel.
 
     On CUDA, only cuDNN's fused kernel supports grouped heads with a mask, or grouped heads wider than 256. In these
     cases keys and values are repeated, as in transformers' sdpa attention. For a single query, the heads of a group
@@ -171,8 +174,11 @@ def _with_sink_key(
     scale: float | None = None,
     **settings: Any,
 ) -> Tensor:
-    """:func:`fused_attention` with a sink: a key whose value is zeros. An added feature gives the key the sink's
-    score."""
+    """:func:`fused_attention` with a sink as one more key, whose value is zeros.
+
+    An added feature gives the key the sink's score: it is sink score / scale in each query, 1 in the sink's key, and 0
+    in the other keys.
+    """
     width, out_width = q.shape[-1], v.shape[-1]
     if scale is None:
         scale = width**-0.5
@@ -182,9 +188,12 @@ def _with_sink_key(
     feature = F.pad(feature[:, None, None], (0, SINK_FEATURES - 1))
     q = torch.cat([q, feature.expand(*q.shape[:3], -1)], -1)
     sink_key = F.pad(k.new_ones(1), (width, SINK_FEATURES - 1)).expand(*k.shape[:2], 1, -1)
-    k, v, ahead = F.pad(k, (0, SINK_FEATURES)), F.pad(v, (0, SINK_FEATURES)), int(is_causal)
-    # A causal kernel hides later keys, so the sink and a query without a meaning come first.
-    q, v = F.pad(q, (0, 0, ahead, 0)), F.pad(v, (0, 0, ahead, 1 - ahead))
+    k = F.pad(k, (0, SINK_FEATURES))
+    v = F.pad(v, (0, SINK_FEATURES))
+    # The sink comes last. If causal, it comes first, since the kernel hides later keys, and so does an unused query.
+    ahead = int(is_causal)
+    q = F.pad(q, (0, 0, ahead, 0))
+    v = F.pad(v, (0, 0, ahead, 1 - ahead))
     k = torch.cat([sink_key, k] if is_causal else [k, sink_key], 2)
     if attn_mask is not None:
         attn_mask = F.pad(attn_mask, (0, 1), value=float(attn_mask.dtype == torch.bool))  # the sink is visible
@@ -202,8 +211,7 @@ def _plain_attention(
     scale: float | None = None,
     sink_scores: Tensor | None = None,
 ) -> Tensor:
-    """:func:`fused_attention` in plain operations. Queries without a visible key give
-    zeros."""
+    """:func:`fused_attention` in plain operations. Queries without a visible key give zeros."""
     grouped = q.unflatten(1, (k.shape[1], -1)).flatten(2, 3)  # the queries of all heads that share a key head
     if scale is None:
         scale = q.shape[-1] ** -0.5
@@ -217,8 +225,8 @@ def _plain_attention(
 
 
 def groups_are_fused(k: Tensor, v: Tensor, attn_mask: Tensor | None) -> bool:
-    """Whether a fused kernel supports grouped heads: always on the CPU, else as in transformers'
-    ``use_gqa_in_sdpa``."""
+    """Whether a fused kernel supports grouped heads. The CPU's does; for other devices, the rule is that of
+    transformers' ``use_gqa_in_sdpa``."""
     return k.device.type == "cpu" or (attn_mask is None and k.shape[-1] == v.shape[-1] <= 256)
 
 
@@ -285,6 +293,7 @@ def unit_stride(x: Tensor) -> Tensor:
 
 
 def at_least_fp32(x: Tensor) -> Tensor:
+    """``x`` in fp32, or in fp64 if it is."""
     return x.to(precise_dtype(x))
 
 
@@ -292,12 +301,13 @@ def dtype_in_attention(x: Tensor) -> torch.dtype:
     """The dtype of ``x`` within scaled_dot_product_attention, which casts under autocast."""
     if not x.is_floating_point() or x.dtype == torch.float64 or x.is_meta:
         return x.dtype
-    if not torch.is_autocast_enabled(x.device.type):  # the same as autocasts(x), but without a function call
+    if not torch.is_autocast_enabled(x.device.type):  # autocasts(x), without the cost of a call
         return x.dtype
     return torch.get_autocast_dtype(x.device.type)
 
 
 def same_dtype(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """The tensors in the dtype that autocast gives attention; unchanged without autocast."""
     if not autocasts(tensors[0]):
         return tensors
     return tuple(x.to(dtype_in_attention(x)) for x in tensors)
@@ -309,10 +319,10 @@ def merged(outs: Sequence[Tensor], lses: Sequence[Tensor], sink_scores: Tensor |
 
     sink_scores: ``(H,)`` for ``outs (B, H, N, D)``: scores of one more part, whose output is 0.
     """
-    parts = [*lses]
+    all_lses = [*lses]
     if sink_scores is not None:
-        parts.append(sink_scores.to(lses[0].dtype)[:, None].expand_as(lses[0]))
-    lse = torch.stack(parts)
+        all_lses.append(sink_scores.to(lses[0].dtype)[:, None].expand_as(lses[0]))
+    lse = torch.stack(all_lses)
     highest = lse.detach().amax(0).clamp(min=torch.finfo(lse.dtype).min)
     shares = (lse - highest).exp()
     shares = (shares / shares.sum(0).clamp(min=torch.finfo(lse.dtype).tiny)).to(outs[0].dtype)[..., None]

@@ -1,4 +1,4 @@
-"""Interprets a dense mask: the pairs that it hides, and whether it consists of documents, padding and causality."""
+"""Reads a dense mask: which pairs it hides, and whether documents, padding and causality alone give it."""
 
 from __future__ import annotations
 
@@ -18,12 +18,11 @@ Untuned."""
 
 
 def hidden_pairs(mask: Tensor, least: float = HIDDEN) -> Tensor:
-    """Pairs that a mask hides, bool, with the shape ``(…, Nq or 1, Nk)`` of the mask. This is the only place that
-    decides it.
+    """The pairs that a mask hides, bool, with the shape ``(…, Nq or 1, Nk)`` of the mask. No other code decides
+    whether a pair is hidden.
 
     A pair is hidden if a softmax gives it no weight beside another pair of its row. A row with only low values is
-    hidden completely, unless the values are close to each other, as in a bias that is low everywhere. NaN hides
-    nothing.
+    hidden completely, unless the values differ a little, as in a bias that is low everywhere. NaN hides nothing.
 
     Args:
         mask: bool (True = visible), or floats that are added to the scores.
@@ -32,22 +31,26 @@ def hidden_pairs(mask: Tensor, least: float = HIDDEN) -> Tensor:
     if mask.dtype == torch.bool:
         return ~mask
     highest = mask.amax(-1, keepdim=True)
-    compared = ~(mask <= highest - least)
-    only_low = (highest <= -least) & ~(compared & (mask < highest)).any(-1, keepdim=True)
-    return ~compared | only_low
+    near_highest = ~(mask <= highest - least)
+    only_low = (highest <= -least) & ~(near_highest & (mask < highest)).any(-1, keepdim=True)
+    return ~near_highest | only_low
 
 
 def only_hides(mask: Tensor) -> bool:
-    """Whether a mask hides pairs and leaves all other scores unchanged. False if it is a parameter. Waits for the
-    device."""
-    return mask.dtype == torch.bool or not (mask.requires_grad or bool(((mask != 0) & ~hidden_pairs(mask)).any()))
+    """Whether a mask hides pairs and leaves all other scores unchanged. False if the mask needs gradients. Waits for
+    the device."""
+    if mask.dtype == torch.bool:
+        return True
+    if mask.requires_grad:
+        return False
+    return not bool(((mask != 0) & ~hidden_pairs(mask)).any())
 
 
 def documents_in_mask(mask: Tensor) -> Tensor | None:
-    """Document numbers ``(B, N)``, from 0, that a dense mask implies. Tokens of different documents do not see each
-    other.
+    """The document of each token by a dense mask: numbers ``(B, N)`` from 0. Tokens of different documents do not see
+    each other.
 
-    For packed rows (``position_ids`` that restart), transformers passes such a mask to a model without a Long class.
+    For packed rows, whose ``position_ids`` restart, transformers passes such a mask to a model without a Long class.
 
     Args:
         mask: ``(B, 1 or H, Nq, Nk)``, bool (True = visible) or additive.
@@ -59,7 +62,9 @@ def documents_in_mask(mask: Tensor) -> Tensor | None:
     seen = ~hidden_pairs(mask).all(1)
     if bool(seen.diagonal(-1, 1, 2).all()):  # every token sees the one before it
         return None
-    length, sees_any = seen.shape[2], seen.any(-1)
+    length = seen.shape[2]
+    sees_any = seen.any(-1)
+    # The first and the last key that each query sees, (B, N).
     first = torch.where(sees_any, seen.to(torch.uint8).argmax(-1), length)
     last = torch.where(sees_any, length - 1 - seen.flip(-1).to(torch.uint8).argmax(-1), -1)
     earliest = first.flip(-1).cummin(-1).values.flip(-1)[:, 1:]  # first key seen by any query at or after the border
@@ -73,8 +78,11 @@ def documents_in_mask(mask: Tensor) -> Tensor | None:
 
 
 def batch_of_mask(mask: Tensor, documents: Tensor | None, causal: bool) -> Batch | None:
-    """The batch equivalent to a dense mask, given its :func:`documents_in_mask`. ``None`` if documents, padding and
-    causality alone do not give this mask."""
+    """The batch whose documents and padding, with ``causal``, hide the same pairs as a dense mask. ``None`` if no
+    batch does.
+
+    documents: the result of :func:`documents_in_mask`.
+    """
     if mask.shape[1] != 1 or mask.shape[2] != mask.shape[3] or not only_hides(mask):
         return None
     seen = ~hidden_pairs(mask)[:, 0]

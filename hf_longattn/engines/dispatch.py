@@ -1,9 +1,10 @@
 """The paths of every pattern type, in order of priority, and the callbacks that record which path ran.
 
-A call runs the first path that has no reason against it. A reason is a ``why_not`` function beside the path's code.
-Only reasons that compare several engines are in this file.
+A path is an algorithm or kernel that computes attention. A call runs the first path whose ``why_not`` function gives
+no reason against it. Most of these functions stand beside the code of their path. This file has those that compare
+several engines.
 
-:func:`hf_longattn.explain` collects the choices of a model.
+:func:`hf_longattn.explain` collects the paths that a model took.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ def _always_runs(context: DispatchContext) -> None:
 
 
 def _many_pairs(context: DispatchContext) -> str | None:
+    """Why a call other than a band does not run densely with a mask."""
     if not context.maskable:
         return "no mask over all keys gives this attention"
     if context.few_pairs or (context.global_tokens and in_graph()):
@@ -51,6 +53,7 @@ def _many_pairs(context: DispatchContext) -> str | None:
 
 
 def _band_leaves_keys_out(context: DispatchContext) -> str | None:
+    """Why a band does not run as full attention."""
     if context.exporting:
         return "an exported graph cannot check whether the band covers every length"
     if not context.pattern.covers(context.q_len, context.kv_len):
@@ -65,6 +68,7 @@ def _band_leaves_keys_out(context: DispatchContext) -> str | None:
 
 
 def _band_is_long(context: DispatchContext) -> str | None:
+    """Why a band does not run densely with a mask."""
     pattern, kv_len, call = context.pattern, context.kv_len, context.call
     if context.exporting:  # one graph for all lengths
         narrow = pattern.left if pattern.causal else min(pattern.left, pattern.right)
@@ -84,12 +88,12 @@ def _band_is_long(context: DispatchContext) -> str | None:
 
 
 def _kernel_costs_less(context: DispatchContext) -> str | None:
-    """Why a band's kernel, or blocks of queries, cost less than a dense call with many pairs."""
+    """Why a kernel for bands, or blocks of queries, cost less than a dense masked call. ``None`` if they cost more."""
     pattern, kv_len, call = context.pattern, context.kv_len, context.call
-    # An unknown number of global tokens in a graph needs a mask if no kernel takes them: ``plain`` has a column for
-    # each token.
-    unknown = call.global_mask is not None and call.global_positions is None and in_graph()
-    if unknown and all(name in dict(context.failed) or reason(context) is not None for name, reason in BAND_KERNELS):
+    # In a graph, a mask does not say how many global tokens there are. If no kernel takes it, a dense call is best:
+    # ``plain`` would compute a column of scores for each token.
+    uncounted = call.global_mask is not None and call.global_positions is None and in_graph()
+    if uncounted and all(name in dict(context.failed) or reason(context) is not None for name, reason in BAND_KERNELS):
         return None
     adds_term = call.score_mod is not None and _kernel_adds_term(context)
     if torch.compiler.is_compiling() or band.why_not(context) is not None:
@@ -108,6 +112,7 @@ def _flash_runs(context: DispatchContext) -> bool:
 
 
 def _no_flash(context: DispatchContext) -> str | None:
+    """Why the flash-attention operator does not run a band. With global tokens, it needs three parts."""
     one_call = (
         context.call.global_mask is not None
         and context.kv_len <= flex.MAX_LISTED_TOKENS
@@ -171,9 +176,7 @@ def choose(pattern_type: PatternType, q: Tensor, k: Tensor, call: AttentionCall,
         q, k: ``(B, H, Nq, D)`` and ``(B, H_kv, Nk, D)``.
         about: other fields of :class:`DispatchContext`.
     """
-    path, refused = first_path(pattern_type, DispatchContext.of(q, k, call, **about))
-    if OBSERVERS:
-        report(path, refused)
+    _, path = try_path(pattern_type, DispatchContext.of(q, k, call, **about), {})
     return path
 
 
@@ -182,6 +185,8 @@ def try_path(
 ) -> tuple[Result | None, PathName]:
     """Choose a path and, if it is in ``runs``, run it. A kernel that this machine lacks is skipped.
 
+    Args:
+        runs: path -> a function that computes the result by it.
     Returns:
         ``(result, path)`` if the path ran; otherwise ``(None, path)``, and the caller must run it.
     """
@@ -229,6 +234,7 @@ OBSERVERS: list[Observer] = []
 """All observers, of every thread. While it is empty, choices are not reported, which saves time."""
 _context_observers: ContextVar[tuple[Observer, ...]] = ContextVar("observers", default=())
 _running: ContextVar[Any] = ContextVar("running", default=None)
+"""The mechanism for which this thread chooses paths."""
 _reports: ContextVar[int] = ContextVar("reports", default=0)
 """Number of choices that this thread has reported."""
 
@@ -247,7 +253,8 @@ def reporting(mechanism: Any, run: Callable[..., Result]) -> Callable[..., Resul
     """Wrap ``run`` so that, if it reports no path, the name of the mechanism's engine is reported."""
 
     def reported(*arguments: Any) -> Result:
-        before, out = _reports.get(), run(*arguments)
+        before = _reports.get()
+        out = run(*arguments)
         if _reports.get() == before:
             report(mechanism.about.engine.replace("_", "-"), ())
         return out

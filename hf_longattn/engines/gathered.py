@@ -5,9 +5,9 @@ rows, each with some queries and some keys. A query may appear in several tiles.
 under *one* softmax, because the outputs of tiles are merged by log-sum-exp. The cost is proportional to the number of
 listed pairs.
 
-Queries that each select some blocks of keys have two faster ways. On the CPU, blocks are slices of the keys
-(``cpu/block_selected.py``). On CUDA, in one flex_attention call, each block of queries visits the key blocks that any
-of its queries selected. Elsewhere the selection becomes tiles.
+If each query selects some blocks of keys, two paths are faster. On the CPU, blocks are slices of the keys
+(``cpu/block_selected.py``). On CUDA, one call of flex_attention lets each block of queries visit the key blocks that
+any of its queries selected. Elsewhere the selection becomes tiles.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from .dense import repeat_heads, same_dtype
 from .dispatch import choose, try_path
 
 MAX_ROW_QUERIES = 64
-"""Maximum queries per tile row of selected blocks. All queries of such a row selected the same block."""
+"""Maximum queries per row of a tile for selected blocks. All queries of a row selected the same block."""
 
 
 def gathered_attention(q: Tensor, k: Tensor, v: Tensor, tiles: Sequence[GatherTile], call: AttentionCall) -> Tensor:
@@ -70,7 +70,8 @@ def block_selected_attention(
     Returns:
         ``(B, H, N, D)``; zeros where a query sees no key.
     """
-    length, context = k.shape[2], DispatchContext.of(q, k, call)
+    length = k.shape[2]
+    context = DispatchContext.of(q, k, call)
     runs = {"flex": lambda: flex_block_selected(q, k, v, chosen, block_size, call.written_out())}
     out, path = try_path("blocks", context, runs)
     if out is not None:
@@ -82,10 +83,10 @@ def block_selected_attention(
             "blocks", q, k, v, call.scale_for(q.shape[-1]), (), [call.key_mask, chosen], numbers, 0.0, call.sink_scores
         )
     rows = BYTE_CACHE.get(("rows", length, block_size, q.device), lambda: rows_of(length, block_size, q.device))
-    parts = [GatherTile(rows, rows, causal=call.causal)]
+    tiles = [GatherTile(rows, rows, causal=call.causal)]  # every query's own block
     if chosen.shape[3]:
-        parts += selected_block_tiles(chosen, block_size, length)
-    return gathered_attention(q, k, v, parts, call)
+        tiles += selected_block_tiles(chosen, block_size, length)
+    return gathered_attention(q, k, v, tiles, call)
 
 
 def selected_block_tiles(chosen: Tensor, block_size: int, length: int) -> list[GatherTile]:
@@ -99,29 +100,33 @@ def selected_block_tiles(chosen: Tensor, block_size: int, length: int) -> list[G
         tile covers few different blocks, and few of its rows are partly empty.
     """
     batch, heads, count, ranks = chosen.shape
-    blocks, rows = -(-length // block_size), min(MAX_ROW_QUERIES, block_size)
-    chosen = torch.where(chosen < 0, blocks, chosen).sort(-1).values.permute(3, 0, 1, 2)  # (K, B, H, N)
+    blocks = -(-length // block_size)
+    row_size = min(MAX_ROW_QUERIES, block_size)
+    # (K, B, H, N): the j-th lowest block of each query; ``blocks`` stands for an empty slot.
+    chosen = torch.where(chosen < 0, blocks, chosen).sort(-1).values.permute(3, 0, 1, 2)
+    # For each j, the queries in the order of their blocks.
     block, query = chosen.sort(dim=-1, stable=True)
+    # (K, B, H, blocks + 1): the queries of each block, how many come before them, and the tile rows that they fill.
     size = chosen.new_zeros(ranks, batch, heads, blocks + 1).scatter_add(-1, chosen, torch.ones_like(chosen))
     begin = size.cumsum(-1) - size
-    filled = (size + rows - 1) // rows
-    filled[..., blocks] = 0
-    end = filled.cumsum(-1)
+    rows = (size + row_size - 1) // row_size
+    rows[..., blocks] = 0
+    last_row = rows.cumsum(-1)
+    if in_graph():
+        rows_of_tiles = [count // row_size + blocks] * ranks
+    else:
+        rows_of_tiles = last_row[..., -1].amax((1, 2)).tolist()
+    most = max(rows_of_tiles)
     # A query's slot lies after the tile rows of all lower blocks. Queries without a block go to one slot after the
     # last tile row.
-    if in_graph():
-        used = [count // rows + blocks] * ranks
-    else:
-        used = end[..., -1].amax((1, 2)).tolist()
-    most = max(used)
-    slot = (
-        torch.arange(count, device=chosen.device) - begin.gather(-1, block) + ((end - filled) * rows).gather(-1, block)
-    )
-    slot = torch.where(block < blocks, slot, most * rows)
-    listed = torch.full((ranks, batch, heads, most * rows + 1), -1, device=chosen.device).scatter(-1, slot, query)
+    first_slot = ((last_row - rows) * row_size).gather(-1, block)
+    slot = torch.arange(count, device=chosen.device) - begin.gather(-1, block) + first_slot
+    slot = torch.where(block < blocks, slot, most * row_size)
+    listed = torch.full((ranks, batch, heads, most * row_size + 1), -1, device=chosen.device).scatter(-1, slot, query)
+    queries = listed[..., :-1].unflatten(-1, (most, row_size))
+    # The keys of each row are those of its block.
     row = torch.arange(most, device=chosen.device).expand(ranks, batch, heads, most).contiguous()
-    met = torch.searchsorted(end, row, right=True)
-    keys = (met * block_size)[..., None] + torch.arange(block_size, device=chosen.device)
-    keys = torch.where((met < blocks)[..., None] & (keys < length), keys, -1)
-    queries = listed[..., :-1].unflatten(-1, (most, rows))
-    return [GatherTile(queries[j, :, :, :n], keys[j, :, :, :n]) for j, n in enumerate(used) if n]
+    row_block = torch.searchsorted(last_row, row, right=True)
+    keys = (row_block * block_size)[..., None] + torch.arange(block_size, device=chosen.device)
+    keys = torch.where((row_block < blocks)[..., None] & (keys < length), keys, -1)
+    return [GatherTile(queries[j, :, :, :n], keys[j, :, :, :n]) for j, n in enumerate(rows_of_tiles) if n]

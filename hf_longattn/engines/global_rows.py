@@ -26,12 +26,13 @@ assume_in_graph = look_up("assume_in_graph", when_called=True)
 
 
 def global_index(mask: Tensor, most: int | None = None) -> tuple[Tensor, Tensor]:
-    """Positions of the True entries of ``mask (B, N)``, padded: ``(B, g)`` int64. Also returns ``(B, g)`` bool, False
-    for padding.
+    """The positions of the True entries of ``mask (B, N)``, ``(B, g)`` int64, padded at the end of each row, and which
+    of these are not padding, ``(B, g)`` bool.
 
-    most: g, a bound on the True entries in a row; default: their exact number, which is read from the device.
+    most: g, a bound on the True entries in a row; by default the highest number in a row, read from the device.
     """
-    count, length = mask.sum(-1), mask.shape[-1]
+    count = mask.sum(-1)
+    length = mask.shape[-1]
     if most is None:
         most = size_in_graph(count.max(), 0, length)
     elif most > length:
@@ -44,16 +45,18 @@ def global_index(mask: Tensor, most: int | None = None) -> tuple[Tensor, Tensor]
 def index_of_globals(call: AttentionCall) -> tuple[Tensor, Tensor]:
     """:func:`global_index` of a call's global tokens, padding excluded.
 
-    It is cached for all layers of a forward pass, since finding the tokens waits for the device. A graph cannot wait,
-    and takes the number of ``call.global_positions``.
+    The result is cached for all layers of a forward pass, since finding the tokens waits for the device. With
+    ``call.global_positions``, their number is known, so that nothing waits.
     """
     tokens, real = call.global_mask, call.key_mask
     assert tokens is not None
     most = None
     if call.global_positions is not None and not torch.compiler.is_exporting():
         most = len(call.global_positions)
-    # `real` is cached too, so that no other tensor gets its id
-    return cached_on(tokens, ("index of globals", id(real)), lambda: (real, global_index(both(real, tokens), most)))[1]
+    # The entry also holds ``real``, so that no later tensor can have its id.
+    key = ("index of globals", id(real))
+    _, index = cached_on(tokens, key, lambda: (real, global_index(both(real, tokens), most)))
+    return index
 
 
 def size_in_graph(size: Tensor, least: int, most: Any) -> Any:
@@ -88,10 +91,12 @@ def softmax_part(scores: Tensor, seen: Tensor, values: Tensor, dropout: float) -
 def overwrite_global_rows(
     out: Tensor, q: Tensor, k: Tensor, v: Tensor, index: Tensor, real: Tensor, call: AttentionCall
 ) -> Tensor:
-    """Return ``out (B, H, Nq, D)`` with full attention for the global tokens. Their key positions are
-    ``index (B, g)``.
+    """``out (B, H, Nq, D)`` with full attention in the rows of the global tokens.
 
-    Global tokens before the first query (decoding with a cache) have no row and are ignored.
+    Args:
+        index: ``(B, g)``, the positions of the global tokens among the keys. Tokens before the first query, when
+            decoding with a cache, have no row and are ignored.
+        real: ``(B, g)`` bool, False for entries of ``index`` that are padding.
     """
     offset = k.shape[2] - q.shape[2]
     rows = (index - offset).clamp(min=0)
@@ -100,8 +105,8 @@ def overwrite_global_rows(
 
 
 def put_rows(out: Tensor, rows: Tensor, index: Tensor, real: Tensor) -> Tensor:
-    """Return ``out (B, H, N, D)`` with ``rows (B, H, g, D)`` at positions ``index (B, g)`` where ``real (B, g)``."""
-    # Padding entries go to an extra row that is cut off again: no branch on the data.
+    """``out (B, H, N, D)`` with ``rows (B, H, g, D)`` at positions ``index (B, g)``, where ``real (B, g)`` is True."""
+    # To need no branch on the data, other entries go to an extra row, which is cut off at the end.
     length = out.shape[2]
     index = torch.where(real, index, length)
     item = torch.arange(out.shape[0], device=out.device)[:, None]
@@ -154,8 +159,8 @@ def _weights_of_rows(
     dropout: float,
     seed: Tensor | None,
 ) -> tuple[Tensor, Tensor | float]:
-    """Weights ``(B, H, g, N)`` of the queries at ``index (B, g)``, and the factors by which dropout multiplies
-    them."""
+    """Weights ``(B, H, g, N)`` of the queries at positions ``index (B, g)``, and the factors by which dropout
+    multiplies the weights."""
     seen = None
     if key_mask is not None:
         seen = key_mask[:, None, None, :]
@@ -184,7 +189,7 @@ def separate_rows_backward(
     dropout: float,
     seed: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of :func:`separate_rows`; the weights of the few rows are recomputed."""
+    """Gradients of q, k and v in :func:`separate_rows`. They compute the weights again."""
     index, real = global_index(global_mask)
     if index.shape[1] == 0:
         return torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)
@@ -193,14 +198,12 @@ def separate_rows_backward(
     )
     row_grad = row_grad * real[:, None, :, None]
     weights, share = _weights_of_rows(queries, k, key_mask, index, causal, scale, dropout, seed)
-    inner = row_grad @ values.transpose(-1, -2) * share
-    scores = weights * (inner - (inner * weights).sum(-1, keepdim=True)) * scale
-    dq = put_rows(torch.zeros_like(q), (scores @ keys).to(q.dtype), index, real).contiguous()
-    return (
-        dq,
-        (scores.transpose(-1, -2) @ queries).to(k.dtype),
-        ((weights * share).transpose(-1, -2) @ row_grad).to(v.dtype),
-    )
+    d_weights = row_grad @ values.transpose(-1, -2) * share
+    d_scores = weights * (d_weights - (d_weights * weights).sum(-1, keepdim=True)) * scale
+    d_q = put_rows(torch.zeros_like(q), (d_scores @ keys).to(q.dtype), index, real).contiguous()
+    d_k = (d_scores.transpose(-1, -2) @ queries).to(k.dtype)
+    d_v = ((weights * share).transpose(-1, -2) @ row_grad).to(v.dtype)
+    return d_q, d_k, d_v
 
 
 def _setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]

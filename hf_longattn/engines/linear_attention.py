@@ -48,10 +48,10 @@ def linear_attention(
         normalise: divide by the sum of the weights, which must not be negative.
         initial_state: the sums over earlier keys, from an earlier call: ``kv (B, H_kv, F, D)`` of φ(k)ᵀv and
             ``z (B, H_kv, F)`` of φ(k).
-        scale: ``(B, H_kv, F)`` logarithms, only with ``normalise``, without padding, and for Nq = Nk. phi_q and phi_k
-            are then logarithms too, and may be overwritten. Key features, also those summed in the state, are divided
-            by exp(scale). Query features are multiplied by exp(scale), and divided by the largest feature of their
-            query.
+        scale: ``(B, H_kv, F)``, logarithms of factors that keep features of very different sizes in range. phi_q and
+            phi_k are then logarithms of features too, and may be overwritten. The features of keys, also in the
+            state, are divided by exp(scale). Those of queries are multiplied by exp(scale), and divided by the
+            largest feature of their query. ``scale`` needs ``normalise``, no padding, and Nq = Nk.
     Returns:
         ``(B, H, Nq, D)`` in fp32 (fp64 for fp64 inputs), and the state after the last key.
     """
@@ -61,7 +61,7 @@ def linear_attention(
     if state is None:
         state = empty_state(phi_k, v)
     prefix = phi_k.shape[2] - phi_q.shape[2]
-    if prefix:
+    if prefix:  # keys before the first query: it sees all of them
         state = absorb(state, phi_k[:, :, :prefix], v[:, :, :prefix])
         phi_k, v = phi_k[:, :, prefix:], v[:, :, prefix:]
     if scale is not None:
@@ -78,6 +78,7 @@ def linear_attention(
 
 
 def empty_state(phi_k: Tensor, v: Tensor) -> State:
+    """The state before the first key, zeros, for features ``(B, H_kv, n, F)`` and values ``(B, H_kv, n, D)``."""
     batch, heads, _, features = phi_k.shape
     kv = torch.zeros(batch, heads, features, v.shape[-1], dtype=phi_k.dtype, device=phi_k.device)
     return {"kv": kv, "z": kv.new_zeros(batch, heads, features)}
@@ -152,6 +153,7 @@ class _Chunked(torch.autograd.Function):
             before, _ = _running(keys.mT @ values, kv)
             z_before, _ = _running(keys.sum(-2), z)
             scores = _lower(rows @ keys.mT, group)
+            # With normalise, grad becomes ĝ, and shift is c, as the module's docstring defines them.
             grad, shift = in_rows(grad, group, chunk), None
             if ctx.normalise:
                 grad = grad * inverse_of(scores.sum(-1, keepdim=True) + rowwise(rows, z_before))
@@ -213,7 +215,7 @@ def rowwise(rows: Tensor, z: Tensor) -> Tensor:
 
 
 def in_rows(x: Tensor, group: int, chunk: int) -> Tensor:
-    """``(B, H_kv·group, N, F)`` as ``(B, H_kv, N / chunk, group·chunk, F)``."""
+    """``x (B, H_kv·group, N, F)`` as ``(B, H_kv, N / chunk, group·chunk, F)``."""
     x = x.unflatten(2, (-1, chunk))
     if group == 1:
         return x
@@ -221,6 +223,7 @@ def in_rows(x: Tensor, group: int, chunk: int) -> Tensor:
 
 
 def from_rows(x: Tensor, group: int) -> Tensor:
+    """The inverse of :func:`in_rows`."""
     if group > 1:
         x = x.unflatten(3, (group, -1)).transpose(2, 3).flatten(1, 2)
     return x.flatten(2, 3)

@@ -2,8 +2,8 @@
 
 A call's ``score_mod`` is a function as in flex_attention, or a :class:`ScoreTerm`. Every engine can call it for its
 visible pairs. The engines in :attr:`ScoreTerm.engines` add a term in another way, with less memory. A term can be
-re-indexed for some heads, for one sequence of a batch, or for rolled rows. :func:`as_term` gives a plain function the
-methods of a term.
+re-indexed for some heads, for one sequence of a batch, or for rolled rows. :func:`as_term` makes a term of a plain
+function, so that it has these methods too.
 
 | term | for the query i, the key j and the head h | models |
 |---|---|---|
@@ -34,7 +34,8 @@ ScoreMod = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 Move = Callable[[Tensor, int], Tensor]
 """``move(x, dim)`` moves the tokens on axis ``dim`` of ``x (B, …)``."""
 Index = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-"""``index(b, position) -> (b, position)``: maps a token's batch row and position after a move to those before it."""
+"""``index(b, position) -> (b, position)``: the batch row and the position of a token before a move, from those after
+it."""
 PREFIX_PAIRS = 3
 """Number of table entries for pairs with prefix tokens: only the query, only the key, or both are prefix tokens."""
 
@@ -59,12 +60,14 @@ class ScoreTerm:
 
     @property
     def written_out(self) -> ScoreMod:
-        """The term as a function that looks up its products of queries or keys, instead of computing them per call."""
+        """The term as a plain function. It computes products with queries or keys once, and each call looks them
+        up."""
         return self
 
     def of_heads(self, heads: Sequence[int], device: torch.device) -> ScoreMod:
         """The term for ``heads`` only, renumbered from 0. ``device``: the queries' device."""
-        inner, numbers = self.written_out, _numbers(tuple(heads), device)
+        inner = self.written_out
+        numbers = _numbers(tuple(heads), device)
         return lambda score, b, h, q_idx, kv_idx: inner(score, b, numbers[h], q_idx, kv_idx)
 
     def of_sequence(self, row: int, start: int, stop: int) -> ScoreMod:
@@ -83,7 +86,8 @@ class ScoreTerm:
         return self._indexed(index)
 
     def _indexed(self, index: Index) -> ScoreMod:
-        """The term as a function that looks up rows and positions by ``index``; unchanged if it need not."""
+        """The term as a function that is called with the rows and positions from ``index``. Unchanged if the term does
+        not depend on where tokens are."""
         if not self.moves_with_tokens:
             return self
         inner = self.written_out
@@ -111,6 +115,7 @@ NO_TERM = _Function(lambda score, *_: score, engines=("cpu-band", "dense", "wind
 
 
 def as_term(score_mod: ScoreMod | None) -> ScoreTerm:
+    """``score_mod`` with the methods of a :class:`ScoreTerm`. ``None`` becomes :data:`NO_TERM`."""
     if score_mod is None:
         return NO_TERM
     if isinstance(score_mod, ScoreTerm):
@@ -119,7 +124,8 @@ def as_term(score_mod: ScoreMod | None) -> ScoreTerm:
 
 
 def remapped(score_mod: ScoreMod | None, position: Callable[[Tensor, Tensor, Tensor], Tensor]) -> ScoreMod | None:
-    """``score_mod`` for an engine whose key indices are not positions: these are ``position(b, h, kv_idx)``."""
+    """``score_mod`` for an engine whose key indices are not positions. The position of a key is
+    ``position(b, h, kv_idx)``."""
     if score_mod is None:
         return None
     inner = as_term(score_mod).written_out
@@ -182,7 +188,8 @@ class DistanceBias(ScoreTerm):
     ahead: int
 
     engines = ("cpu-band",)
-    by_distance_alone, moves_with_tokens = True, False
+    by_distance_alone = True
+    moves_with_tokens = False
 
     def __call__(self, score: Tensor, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
         return score + self.table[h, (q_idx - kv_idx + self.ahead).clamp(0, self.table.shape[1] - 1)]
@@ -234,8 +241,8 @@ class DistanceTerm(ScoreTerm):
     ahead: the largest distance from a query to a later key that has a table row.
     keys: k, ``(B, H_kv, Nk, D)``. The queries are the last Nq positions.
     content: c, ``(H, D)``, multiplied by the factor on q·k; ``None`` without this part.
-    of_keys: e, ``(B, H, Nk, G)``, multiplied by the factor on q·k; ``None`` without this part.
-    key_table: s, ``(H or 1, W, G)``, for the same distances.
+    key_vectors: e, ``(B, H, Nk, G)``, multiplied by the factor on q·k; ``None`` without this part.
+    key_table: s, ``(H or 1, W, G)``, for the distances of ``table``.
     buckets: b, ``(W,)`` int64: for each of W distances its row in both tables, if the tables have fewer than W rows.
     """
 
@@ -244,7 +251,7 @@ class DistanceTerm(ScoreTerm):
     ahead: int
     keys: Tensor
     content: Tensor | None = None
-    of_keys: Tensor | None = None
+    key_vectors: Tensor | None = None
     key_table: Tensor | None = None
     buckets: Tensor | None = None
 
@@ -262,28 +269,29 @@ class DistanceTerm(ScoreTerm):
         return None
 
     def of_heads(self, heads: Sequence[int], device: torch.device) -> DistanceTerm:
-        sharing = self.queries.shape[1] // self.keys.shape[1]
+        group = self.queries.shape[1] // self.keys.shape[1]  # query heads that share a key head
 
         def of_table(table: Tensor) -> Tensor:
-            if len(table) == 1:
+            if len(table) == 1:  # one table for all heads
                 return table
             return take_heads(table, heads, 0)
 
         changes = {
             "queries": take_heads(self.queries, heads),
             "table": of_table(self.table),
-            "keys": take_heads(self.keys, [head // sharing for head in heads]),  # one key head per query head
+            "keys": take_heads(self.keys, [head // group for head in heads]),  # one key head per query head
         }
         if self.content is not None:
             changes["content"] = take_heads(self.content, heads, 0)
-        if self.of_keys is not None and self.key_table is not None:
-            changes |= {"of_keys": take_heads(self.of_keys, heads), "key_table": of_table(self.key_table)}
+        if self.key_vectors is not None and self.key_table is not None:
+            changes |= {"key_vectors": take_heads(self.key_vectors, heads), "key_table": of_table(self.key_table)}
         return dataclasses.replace(self, **changes)  # type: ignore[arg-type]
 
     def of_sequence(self, row: int, start: int, stop: int) -> DistanceTerm:
-        missing, at = self.keys.shape[2] - self.queries.shape[2], slice(row, row + 1)
-        queries = self.queries[at, :, max(0, start - missing) : max(0, stop - missing)]
-        return self._of_tokens(queries, lambda x: x[at, :, start:stop])
+        missing = self.keys.shape[2] - self.queries.shape[2]
+        one_row = slice(row, row + 1)
+        queries = self.queries[one_row, :, max(0, start - missing) : max(0, stop - missing)]
+        return self._of_tokens(queries, lambda x: x[one_row, :, start:stop])
 
     def moved(self, move: Move, index: Index) -> DistanceTerm:
         missing = self.keys.shape[2] - self.queries.shape[2]
@@ -291,39 +299,42 @@ class DistanceTerm(ScoreTerm):
         return self._of_tokens(move(queries, 2), lambda x: move(x, 2))
 
     def _of_tokens(self, queries: Tensor, take: Callable[[Tensor], Tensor]) -> DistanceTerm:
-        """The term with other queries, and with the tokens that ``take`` gives of tensors with all keys."""
-        of_keys = None if self.of_keys is None else take(self.of_keys)
-        return dataclasses.replace(self, queries=queries, keys=take(self.keys), of_keys=of_keys)
+        """The term with these queries, and with ``take(x)`` for each tensor x with an entry per key."""
+        key_vectors = None if self.key_vectors is None else take(self.key_vectors)
+        return dataclasses.replace(self, queries=queries, keys=take(self.keys), key_vectors=key_vectors)
 
     @property
     def written_out(self) -> ScoreMod:
         """The term as lookups of p_i · r_d, e_j · s_d and c · k_j. The first two take ``(B, H, N, table rows)`` memory
         each."""
-        # two caches: a lookup that was first made without gradients cannot be used with them
+        # two caches, since products that were made without gradients cannot be used with gradients
         return self._differentiable if torch.is_grad_enabled() else self._constant
 
     _differentiable = graph_property(lambda self: self._lookup())
     _constant = graph_property(lambda self: self._lookup())
 
     def _lookup(self) -> ScoreMod:
-        by_query, by_key, by_key_and_distance = self.queries @ self.table.mT, None, None
+        """The products of queries and keys with the tables, and the ``score_mod`` that looks them up."""
+        query_products = self.queries @ self.table.mT  # p_i · r_d, (B, H, Nq, table rows)
+        by_key = key_products = None
         if self.content is not None:  # c · k_j, (B, H, Nk)
             grouped = self.content.unflatten(0, (self.keys.shape[1], -1))  # the heads that share each key head
             by_key = torch.einsum("bgnd,ghd->bghn", self.keys.to(self.content.dtype), grouped).flatten(1, 2)
-        if self.of_keys is not None and self.key_table is not None:
-            by_key_and_distance = self.of_keys @ self.key_table.mT
+        if self.key_vectors is not None and self.key_table is not None:
+            key_products = self.key_vectors @ self.key_table.mT  # e_j · s_d, (B, H, Nk, table rows)
         offset, ahead, buckets = self.keys.shape[2] - self.queries.shape[2], self.ahead, self.buckets
         distances = self.table.shape[1]
         if buckets is not None:
             distances = len(buckets)
 
         def mod(score: Tensor, b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Tensor:
-            at = (q_idx - kv_idx + ahead).clamp(0, distances - 1)
+            table_row = (q_idx - kv_idx + ahead).clamp(0, distances - 1)
             if buckets is not None:
-                at = buckets[at]
-            score = score + by_query[b, h, (q_idx - offset).clamp(0, by_query.shape[2] - 1), at]
-            if by_key_and_distance is not None:
-                score = score + by_key_and_distance[b, h, kv_idx.clamp(0, by_key_and_distance.shape[2] - 1), at]
+                table_row = buckets[table_row]
+            # Padding of a block may have positions outside of the tokens, hence the clamps.
+            score = score + query_products[b, h, (q_idx - offset).clamp(0, query_products.shape[2] - 1), table_row]
+            if key_products is not None:
+                score = score + key_products[b, h, kv_idx.clamp(0, key_products.shape[2] - 1), table_row]
             if by_key is not None:
                 score = score + by_key[b, h, kv_idx.clamp(0, by_key.shape[2] - 1)]
             return score
@@ -343,6 +354,7 @@ class GridBias(ScoreTerm):
         token, cell), (cell, prefix token) and (prefix token, prefix token). Without them, nothing is added to these
         pairs.
     sizes: s, cells along each axis.
+    grid: the grid of the call's tokens; ``None`` until :meth:`on` sets it.
     """
 
     table: Tensor
@@ -388,7 +400,8 @@ class GridBias(ScoreTerm):
         return grid
 
     def beyond_grid(self, places: Sequence[Tensor]) -> Tensor:
-        """The bias ``(1, H, N, K)`` for K keys outside the grid, with coordinates ``(K,)`` for each axis."""
+        """The bias ``(H, N, K)`` for K keys outside the grid, and 0 for prefix tokens. ``places``: the keys'
+        coordinates along each axis, ``(K,)`` each."""
         grid = self._call_grid
         tokens = torch.arange(grid.length, device=places[0].device)[:, None]
         distances = [query - key for query, key in zip(grid.coordinates(tokens), places, strict=True)]
@@ -423,7 +436,9 @@ class GridBias(ScoreTerm):
         from_prefix, to_prefix = q_idx < grid.prefix, kv_idx < grid.prefix
         if not self.has_prefix:
             return score + self.table[h, entries].masked_fill(from_prefix | to_prefix, 0)
+        # The last entries: (prefix token, cell), (cell, prefix token), (prefix token, prefix token).
         first = self.table.shape[1] - PREFIX_PAIRS
-        of_prefix = torch.where(to_prefix, first + 2, first)
-        entries = torch.where(from_prefix, of_prefix, torch.where(to_prefix, first + 1, entries))
+        from_prefix_entries = torch.where(to_prefix, first + 2, first)
+        from_cell_entries = torch.where(to_prefix, first + 1, entries)
+        entries = torch.where(from_prefix, from_prefix_entries, from_cell_entries)
         return score + self.table[h, entries]

@@ -1,17 +1,18 @@
 """How the sequences of a batch become calls of a mechanism.
 
 Mechanisms expect sequences that start at index 0. One of three layouts arranges a batch for them.
-:func:`hf_longattn.functional.run_mechanism` chooses it:
+:func:`hf_longattn.functional.run_mechanism` chooses the layout:
 
 - **split**: each sequence runs in a separate call, as a view without a mask. A padded batch then costs only its real
-  tokens, and the output of a packed document is bitwise the same as without packing. Mostly on the CPU;
-- **unchanged**: one call on the rows as they are. Padded rows get a key mask: for short inputs, GPUs and graphs, if
-  there is no left padding or only distances matter. Packed documents are separated by the mechanism. On the CPU,
+  tokens, and the output of a packed document is bitwise the same as without packing. This is mostly for the CPU;
+- **unchanged**: one call runs on the rows as they are. Padded rows get a key mask. This is for short inputs, GPUs and
+  graphs, if there is no left padding or only distances matter. The mechanism separates packed documents. On the CPU,
   documents are not copied, and outputs are bitwise the same as without packing. On a GPU, operations run on whole
   rows;
-- **aligned**: one call on rows that all begin with a real token. Padded rows are rolled to the left (:func:`rolled`),
-  by tensor operations only, mostly for GPUs and graphs. Packed documents are gathered into the rows of a right-padded
-  batch (:func:`stacked`), for mechanisms that draw or learn something once per call. The output is moved back.
+- **aligned**: one call runs on rows that all begin with a real token, and the output is moved back. Padded rows are
+  rolled to the left (:func:`rolled`) by tensor operations alone, mostly for GPUs and graphs. Packed documents are
+  gathered into the rows of a right-padded batch (:func:`stacked`), for mechanisms that draw or learn something once
+  per call.
 """
 
 from __future__ import annotations
@@ -39,21 +40,22 @@ from .call import AttentionCall, AttentionFunction, State, clear_padding
 
 
 def split(run: AttentionFunction, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
-    """The output of ``run`` in a separate call for each sequence, without its padding."""
+    """Call ``run`` for each sequence by itself, without its padding, and join the outputs to ``(B, H, Nq, D)``."""
     batch = call.batch
     assert batch is not None
     outs = []
     for _, queries, keys, values, sequence_call in _split_sequences(q, k, v, call, batch):
-        if queries.shape[2]:
-            queries = run(queries, keys, values, sequence_call)
-        outs.append(queries)
+        out = queries
+        if queries.shape[2]:  # a sequence may lie before the first query
+            out = run(queries, keys, values, sequence_call)
+        outs.append(out)
     if not outs:
         return nothing_seen(q, k, v)
     return batch.join(outs, len(q), q.shape[2], k.shape[2])
 
 
 def aligned_documents(run: AttentionFunction, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
-    """The output of ``run`` in one call, with each packed document in a row of its own."""
+    """Call ``run`` once, with each packed document in a row of its own, and join the outputs to ``(B, H, Nq, D)``."""
     batch = call.batch
     assert batch is not None
     return batch.join(stacked(run, q, k, v, call, batch.sequences), len(q), q.shape[2], k.shape[2])
@@ -67,25 +69,27 @@ def cleared(run: AttentionFunction, cross: bool = False) -> AttentionFunction:
 def weights_per_sequence(
     run: Callable[[Tensor, Tensor, AttentionCall], Tensor], q: Tensor, k: Tensor, call: AttentionCall
 ) -> Tensor:
-    """:func:`split` for a function that returns weights ``(B, H, Nq, Nk)``. Weights of padding keys
-    and between documents are zeros. Weights of padding queries are meaningless."""
+    """:func:`split` for a function that returns weights ``(B, H, Nq, Nk)``. Weights of padding keys and between
+    documents are zeros. Weights of padding queries are meaningless. In a graph, padded rows are rolled instead."""
     batch = call.batch
     if batch is None:
         return run(q, k, call)
     if in_graph():
         assert batch.mask is not None
         start = first_real(batch.mask)
+        # ``rolled`` moves the queries' axis back; the function rolls the keys' axis back itself.
         return rolled(lambda q, k, v, call: roll_left(run(q, k, call), -start, 3), *clear_padding(q, k, k, call))
-    full = q.new_zeros(*q.shape[:3], k.shape[2])
-    missing = k.shape[2] - q.shape[2]
+    weights = q.new_zeros(*q.shape[:3], k.shape[2])
+    missing = k.shape[2] - q.shape[2]  # keys before the first query
     for span, queries, keys, _, sequence_call in _split_sequences(q, k, k, call, batch):
         if queries.shape[2]:
             rows = slice(max(0, span.start - missing), span.stop - missing)
-            full[span.row : span.row + 1, :, rows, span.start : span.stop] = run(queries, keys, sequence_call)
-    return full
+            weights[span.row : span.row + 1, :, rows, span.start : span.stop] = run(queries, keys, sequence_call)
+    return weights
 
 
 Advance = Callable[[Tensor, Tensor, Tensor, State | None, AttentionCall], tuple[Tensor, State]]
+"""``run(q, k, v, state, call) -> (output, state)``: the output for the next tokens, and the state after them."""
 
 
 def advanced(
@@ -97,13 +101,13 @@ def advanced(
     call: AttentionCall,
     skipped: Sequence[int],
 ) -> tuple[Tensor, State | None]:
-    """Run ``run(q, k, v, state, call) -> (output, state)`` on the next tokens of a batch. Its rows may start at
-    different times.
+    """Run a recurrent mechanism on the next tokens of a batch whose rows may begin at different tokens.
 
     Args:
+        run: the mechanism, for rows that begin together.
         q, k, v: ``(B, H, n, D)`` and ``(B, H_kv, n, D)``.
         state: state of all rows, zeros for a row before its first token; ``None`` while no row has a token.
-        skipped: number of padding tokens before each row's first token; empty if there are none.
+        skipped: for each row, how many of the n tokens are padding before its first token; empty if none are.
     Returns:
         The output ``(B, H, n, D)``, zeros for skipped padding, and the state; ``None`` while no row has a token.
     """
@@ -118,12 +122,13 @@ def advanced(
         if call.key_mask is not None:
             sequence_call = sequence_call.replace(batch=Batch(call.key_mask[row, span.start :]))
         before = None
-        if state is not None and span.start == 0:
+        if state is not None and span.start == 0:  # otherwise the row begins within these tokens
             before = {name: x[row] for name, x in state.items()}
         out, states[span.row] = run(queries, keys, values, before, sequence_call)
         outs.append(out)
     if not states:
         return torch.zeros_like(q), state
+    # Rows that have not begun have a state of zeros.
     like = next(iter(states.values()))
     empty = {name: torch.zeros_like(x) for name, x in like.items()}
     rows = [states.get(row, empty) for row in range(len(q))]
@@ -133,14 +138,14 @@ def advanced(
 def _split_sequences(
     q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, batch: Batch
 ) -> Iterator[tuple[SequenceSpan, Tensor, Tensor, Tensor, AttentionCall]]:
-    """Every sequence, and its queries, keys, values and call as if it were alone."""
+    """Yield every sequence with its queries, keys and values ``(1, H, n, D)``, and its call as if it were alone."""
     length = k.shape[2]
     split = functools.partial(batch.split, length=length)
     hidden: list[Any] = [None] * len(batch.sequences)
     if call.hidden_states is not None:
         hidden = split(call.hidden_states, 1)
-    parts = zip(batch.sequences, split(q, 2), split(k, 2), split(v, 2), hidden, strict=True)
-    for span, queries, keys, values, states in parts:
+    sequences = zip(batch.sequences, split(q, 2), split(k, 2), split(v, 2), hidden, strict=True)
+    for span, queries, keys, values, states in sequences:
         tokens = (slice(span.row, span.row + 1), slice(span.start, span.stop))
         sequence_call = call.replace(batch=None, hidden_states=states)
         if span.holes and batch.mask is not None:
@@ -157,9 +162,9 @@ def stacked(
 ) -> list[Tensor]:
     """The outputs ``(1, H, n, D)`` of some sequences of a batch, from one call. Each row of the call has one sequence,
     padded on the right."""
-    row, first, last = torch.tensor(
-        [(span.row, span.start, span.stop - 1) for span in sequences], device=q.device
-    ).unbind(1)
+    ends = [(span.row, span.start, span.stop - 1) for span in sequences]
+    row, first, last = torch.tensor(ends, device=q.device).unbind(1)
+    # For each new row, the old positions of its tokens. Its padding repeats the last token.
     offset = torch.arange(max(span.length for span in sequences), device=q.device)
     tokens = torch.minimum(first[:, None] + offset, last[:, None])
     real = offset <= (last - first)[:, None]
@@ -167,6 +172,7 @@ def stacked(
         real = real & call.key_mask[row[:, None], tokens]
 
     def rows(x: Tensor, dim: int) -> Tensor:
+        """The new rows of ``x (B, …)``, whose tokens are on axis ``dim``."""
         return x.movedim(dim, 1)[row[:, None], tokens].movedim(1, dim)
 
     changes: dict[str, Any] = {"batch": Batch(real)}
@@ -182,13 +188,15 @@ def stacked(
 
 
 def rolled(run: AttentionFunction, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
-    """Run ``run`` on rows rolled to begin with a real token. If there are fewer queries than keys, zero queries are
-    put in front."""
-    batch, length, tokens, hidden = call.batch, k.shape[2], call.global_mask, call.hidden_states
+    """Call ``run`` on rows that are rolled to begin with a real token, and roll the output ``(B, H, Nq, D)`` back. If
+    there are fewer queries than keys, zero queries are put in front before."""
+    batch, tokens, hidden = call.batch, call.global_mask, call.hidden_states
+    length = k.shape[2]
     assert batch is not None
     start, rolled_batch = batch.rolled()
     changes: dict[str, Any] = {"batch": rolled_batch}
     if tokens is not None:
+        # The entry also holds the batch, so that no later object can have its id.
         changes["global_mask"], _ = cached_on(
             tokens, ("rolled", id(batch)), lambda: (for_one_pass(roll_left(tokens, start, 1)), batch)
         )

@@ -27,7 +27,7 @@ class Grid:
 
     def __post_init__(self) -> None:
         numbers = (*self.sizes, self.prefix)
-        # an exported graph's numbers are not int
+        # the symbolic numbers of an exported graph are not of type int
         integers = all(isinstance(size, int) or hasattr(size, "__index__") for size in numbers)
         if not self.sizes or not integers or min(self.sizes) < 1 or self.prefix < 0:
             raise InputError(
@@ -62,11 +62,12 @@ class Grid:
     def coordinates(self, positions: Any) -> tuple[Any, ...]:
         """Coordinates, one per axis, of tokens at ``positions``, an integer or a tensor. Prefix tokens have a negative
         first coordinate."""
-        rest, coordinates = positions - self.prefix, []
-        for size in reversed(self.sizes[1:]):
-            coordinates.append(rest % size)
-            rest = rest // size
-        return (rest, *reversed(coordinates))
+        cell = positions - self.prefix
+        coordinates = []
+        for size in reversed(self.sizes[1:]):  # the last axis is fastest
+            coordinates.append(cell % size)
+            cell = cell // size
+        return (cell, *reversed(coordinates))
 
     def per_axis(self, values: Sequence[int], name: str) -> tuple[int, ...]:
         """``values`` with one entry for each axis. A single value serves all axes.

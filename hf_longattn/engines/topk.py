@@ -59,6 +59,7 @@ def topk(scores: Tensor, k: int) -> Tensor:
     elif in_graph() or accelerator.accelerated(scores):  # without reading values
         values, index = _stable(scores, k)
     else:
+        # topk takes any of equal scores. One score more than k says whether the k-th has an equal, too.
         values, index = scores.topk(k + 1, dim=-1)
         if bool(((values[..., 1:] == values[..., :-1]) & values[..., 1:].isfinite()).any()):
             values, index = _stable(scores, k)
@@ -71,11 +72,12 @@ def ranking(scores: Tensor) -> Tensor:
 
 
 def _stable(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Values and indices of the k best if there are ties. All scores above the k-th value are taken, then the first
-    equal to it."""
+    """Values and indices of the k best if there are ties. It takes all scores above the k-th value, then the first
+    ones equal to it."""
     length = scores.shape[-1]
     lowest = scores.topk(k, dim=-1).values[..., -1:]
     position = torch.arange(length, device=scores.device)
+    # Lower is better: first the scores above the k-th value, then its equals, both by position, then all others.
     order = torch.where(scores > lowest, position, position + length).masked_fill(scores < lowest, 2 * length)
     chosen = (order.topk(k, dim=-1, largest=False).values % length).sort(-1).values
     values, by_score = scores.gather(-1, chosen).sort(dim=-1, descending=True, stable=True)
@@ -84,8 +86,8 @@ def _stable(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 @torch.library.custom_op("hf_longattn::topk_keys", mutates_args=())
 def topk_keys(q: Tensor, k: Tensor, key_mask: Tensor | None, count: int, causal: bool, scale: float) -> Tensor:
-    """Positions of the ``count`` keys with the highest q·k, ``(B, H, Nq, count)`` int64, ascending, -1 where a query
-    sees fewer.
+    """Positions of the ``count`` keys with the highest q·k, ``(B, H, Nq, count)`` int64, ascending. If a query sees
+    fewer keys, the first entries are -1.
 
     Args:
         q, k: ``(B, H, Nq, D)``, ``(B, H_kv, Nk, D)``; the queries are the last Nq positions.
@@ -96,22 +98,22 @@ def topk_keys(q: Tensor, k: Tensor, key_mask: Tensor | None, count: int, causal:
 
 @torch.library.custom_op("hf_longattn::topk_blocks", mutates_args=())
 def topk_blocks(q: Tensor, summaries: Tensor, selectable: Tensor, count: int, span: int, causal: bool) -> Tensor:
-    """The ``count`` best blocks of every query, without its own block: ``(B, H, N, count)`` int64, -1 where there are
-    fewer.
+    """The ``count`` blocks with the highest scores for every query, without its own block: ``(B, H, N, count)`` int64,
+    best first, -1 where there are fewer.
 
     Args:
         q: ``(B, H, N, D)``; query i is in block ``i // span``.
-        summaries: ``(B, H, n, D)``, the score of a block is q·summary.
+        summaries: ``(B, H, n, D)``, one vector per block. The score of a block is q·summary.
         selectable: ``(B, n)`` bool, blocks that may be selected.
         causal: select among the blocks before the query's.
     """
 
-    def visible(scores: Tensor, item: int, heads: slice, i: Tensor, j: Tensor) -> Tensor:
+    def finish(scores: Tensor, item: int, heads: slice, i: Tensor, j: Tensor) -> Tensor:
         query_block = i // span
-        hidden = (j >= query_block if causal else j == query_block) | ~selectable[item]
-        return scores.masked_fill(hidden, float("-inf"))
+        hidden = j >= query_block if causal else j == query_block
+        return scores.masked_fill(hidden | ~selectable[item], float("-inf"))
 
-    return _search(q, summaries, count, visible)
+    return _search(q, summaries, count, finish)
 
 
 for _operator in (topk_keys, topk_blocks):
@@ -121,12 +123,13 @@ for _operator in (topk_keys, topk_blocks):
 def search_keys(
     q: Tensor, k: Tensor, key_mask: Tensor | None, count: int, causal: bool, scale: float, score_mod: ScoreMod | None
 ) -> Tensor:
-    """The keys of :func:`topk_keys`, best first, with a score term. N² scores are computed, for a few queries at a
+    """Like :func:`topk_keys`, but best first, and with a score term. Computes N² scores, for a few queries at a
     time."""
     offset = k.shape[2] - q.shape[2]
 
-    def visible(scores: Tensor, item: int, heads: slice, i: Tensor, j: Tensor) -> Tensor:
-        i, scores = i + offset, scores * scale
+    def finish(scores: Tensor, item: int, heads: slice, i: Tensor, j: Tensor) -> Tensor:
+        i = i + offset
+        scores = scores * scale
         if score_mod is not None:
             b = torch.full((1, 1, 1, 1), item, device=q.device)
             h = torch.arange(heads.start, heads.stop, device=q.device).view(1, -1, 1, 1)
@@ -135,40 +138,42 @@ def search_keys(
             scores = scores.masked_fill(j > i, float("-inf"))
         return scores if key_mask is None else scores.masked_fill(~key_mask[item, : j.shape[1]], float("-inf"))
 
-    return _search(q, k, count, visible, offset if causal else None)
+    return _search(q, k, count, finish, offset if causal else None)
 
 
 Finish = Callable[[Tensor, int, slice, Tensor, Tensor], Tensor]
-"""``finish(products, item, heads, i, j)``: products ``(H', n, m)`` of an item's ``heads`` with scale and score term,
--inf where hidden.
+"""``finish(products, item, heads, i, j)`` makes scores from products ``q kᵀ (H', n, m)``: it applies the scale and the
+score term, and sets hidden pairs to -inf.
 
-Indices: ``i (n, 1)``, ``j (1, m)``."""
+The products are of the ``heads`` of batch item ``item``, for the rows ``i (n, 1)`` and the columns ``j (1, m)``."""
 
 
-def _search(q: Tensor, k: Tensor, count: int, visible: Finish, diagonal: int | None = None) -> Tensor:
-    """The ``count`` best columns of every row of ``q (B, H, N, D) @ kᵀ (B, H, M, D)``. Columns after
-    ``row + diagonal`` are skipped."""
-    (batch, heads, length, _), dtype = q.shape, exact_dtype(q.device)
+def _search(q: Tensor, k: Tensor, count: int, finish: Finish, diagonal: int | None = None) -> Tensor:
+    """The ``count`` best columns ``(B, H, N, count)`` of every row of ``q (B, H, N, D) @ kᵀ (B, H, M, D)``, by scores
+    from ``finish``. Columns after ``row + diagonal`` are skipped."""
+    batch, heads, length, _ = q.shape
+    dtype = exact_dtype(q.device)
+    # Rows and heads of a step: as many rows of one head as fit, then as many heads. An accelerator searches all heads
+    # in one step, since there is no CPU cache to fit.
     cells = accelerator.numbers_at_a_time(q, SCORE_CELLS, 8)
-    # an accelerator searches all heads in one step: there is no CPU cache to fit
-    shared = heads if accelerator.accelerated(q) else 1
-    rows = min(length, max(1, cells // (k.shape[2] * shared)))
-    together = max(1, min(heads, cells // (k.shape[2] * rows)))
-    parts = []
+    least_heads = heads if accelerator.accelerated(q) else 1
+    step_rows = min(length, max(1, cells // (k.shape[2] * least_heads)))
+    step_heads = max(1, min(heads, cells // (k.shape[2] * step_rows)))
+    found = []
     for item in range(batch):
-        for first in range(0, heads, together):
-            head_slice = slice(first, min(heads, first + together))
+        for first in range(0, heads, step_heads):
+            head_slice = slice(first, min(heads, first + step_heads))
             keys = k[item, head_slice].to(dtype).transpose(-1, -2)
-            steps = []
-            for row in range(0, length, rows):
-                queries = q[item, head_slice, row : row + rows].to(dtype)
+            found_in_rows = []
+            for row in range(0, length, step_rows):
+                queries = q[item, head_slice, row : row + step_rows].to(dtype)
                 i = torch.arange(row, row + queries.shape[1], device=q.device)[:, None]
                 stop = k.shape[2] if diagonal is None else row + queries.shape[1] + diagonal
                 j = torch.arange(stop, device=q.device)[None]
-                index = topk(visible(queries @ keys[..., :stop], item, head_slice, i, j), count)
-                steps.append(F.pad(index, (0, count - index.shape[-1]), value=-1))
-            parts.append(torch.cat(steps, 1))
-    return torch.cat(parts).view(batch, heads, length, count)
+                index = topk(finish(queries @ keys[..., :stop], item, head_slice, i, j), count)
+                found_in_rows.append(F.pad(index, (0, count - index.shape[-1]), value=-1))
+            found.append(torch.cat(found_in_rows, 1))
+    return torch.cat(found).view(batch, heads, length, count)
 
 
 def selected_attention(q: Tensor, k: Tensor, v: Tensor, index: Tensor, call: AttentionCall) -> Tensor:
@@ -181,7 +186,8 @@ def selected_attention(q: Tensor, k: Tensor, v: Tensor, index: Tensor, call: Att
     Returns:
         ``(B, H, Nq, D)`` in the dtype of q; zeros where every slot is empty.
     """
-    seen, listed = index >= 0, index.clamp(min=0)
+    seen = index >= 0
+    listed = index.clamp(min=0)
     fused = no_fused_kernels() is None
     if fused:
         products = pair_scores(q, k, listed)
@@ -216,8 +222,9 @@ def pair_scores(q: Tensor, k: Tensor, index: Tensor) -> Tensor:
             # One bag per query, as in embedding_bag. The operator takes each bag's offset, and each entry's bag.
             count, size = listed.shape
             bags = torch.arange(count, device=q.device)
-            # flatten: a view for one bag
-            offsets, bags = bags * size, bags[:, None].expand(count, size).flatten().contiguous()
+            offsets = bags * size
+            # contiguous, since for one bag, flatten returns a view with stride 0
+            bags = bags[:, None].expand(count, size).flatten().contiguous()
             weights = products(queries, keys, listed.flatten(), offsets, bags, 0)
             into.copy_(weights.view(into.shape))
         else:
@@ -248,20 +255,20 @@ def pair_spread(weights: Tensor, x: Tensor, index: Tensor, kv_len: int) -> Tenso
 
 
 def _heads(a: Tensor, b: Tensor, index: Tensor, out: Tensor, length: int) -> Iterator[tuple[Tensor, ...]]:
-    """Yield one head of one batch item at a time; on an accelerator, all at once. Casts a and b to the dtype of
-    ``out``.
+    """Yield ``a``, ``b``, ``index`` and ``out`` without the axes of batch and heads: one head at a time, or on an
+    accelerator, all heads as if they were one long head. Casts a and b to the dtype of ``out``.
 
-    length: tokens per head to which ``index`` refers.
+    length: tokens of a head, to which ``index`` refers.
     """
     if accelerator.accelerated(a):
         batch, heads = index.shape[:2]
-        first = torch.arange(batch * heads, device=index.device).view(batch, heads, 1, 1) * length
-        yield tuple(x.flatten(0, 2) for x in (a.to(out.dtype), b.to(out.dtype), index + first, out))
+        first_token = torch.arange(batch * heads, device=index.device).view(batch, heads, 1, 1) * length
+        yield tuple(x.flatten(0, 2) for x in (a.to(out.dtype), b.to(out.dtype), index + first_token, out))
         return
     for item in range(index.shape[0]):
         for head in range(index.shape[1]):
-            first, second = (x[item, head].to(out.dtype).contiguous() for x in (a, b))
-            yield first, second, index[item, head], out[item, head]
+            a_head, b_head = (x[item, head].to(out.dtype).contiguous() for x in (a, b))
+            yield a_head, b_head, index[item, head], out[item, head]
 
 
 def _slices(listed: Tensor, x: Tensor) -> Iterator[slice]:

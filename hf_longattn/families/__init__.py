@@ -37,6 +37,7 @@ _public_name, __all__ = public_names(__name__)
 
 
 def __getattr__(name: str) -> Any:
+    """A ``Long…`` class or a public name, imported when it is first used."""
     if name.startswith(GENERIC_CLASS):
         from ..modeling.generic import class_for_auto
 
@@ -44,8 +45,9 @@ def __getattr__(name: str) -> Any:
     if name.startswith("Long"):
         from ..modeling.family.definition import family_for_class
 
-        if (family := family_for_class(name)) is not None:
-            # looked up once: the Auto classes ask several times for each model
+        family = family_for_class(name)
+        if family is not None:
+            # stored, since the Auto classes ask several times for each model
             globals()[name] = family.model_class(name)
             return globals()[name]
     return _public_name(name)
@@ -57,6 +59,7 @@ class _RowModules(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     def find_spec(
         self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
+        """The spec of a family with a row in ``families.json``; ``None`` for any other module."""
         package, _, module = name.rpartition(".")
         if package != __name__:
             return None
@@ -69,6 +72,7 @@ class _RowModules(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         return spec
 
     def exec_module(self, module: ModuleType) -> None:
+        """Make the module's docstring and its ``FAMILY`` from its row."""
         from ..modeling.classes import family_of_row
         from ..modeling.family.definition import base_config_name, family_rows
 

@@ -25,6 +25,7 @@ class LongAlbertTransformer(AlbertTransformer):
     """AlbertTransformer that passes the number of the running layer to attention."""
 
     def group_of(self, layer: int) -> int:
+        """The number of the group whose weights this layer has."""
         return int(layer / (self.config.num_hidden_layers / self.config.num_hidden_groups))
 
     def forward(self, hidden_states: Tensor, attention_mask: Tensor | None = None, **kwargs: Any) -> BaseModelOutput:
@@ -42,15 +43,16 @@ class LongAlbertTransformer(AlbertTransformer):
             OptionError: no layer uses some group, since there are more groups than layers.
         """
         for number, group in enumerate(self.albert_layer_groups):
-            served = tuple(layer for layer in range(self.config.num_hidden_layers) if self.group_of(layer) == number)
-            if not served:
+            layers = tuple(layer for layer in range(self.config.num_hidden_layers) if self.group_of(layer) == number)
+            if not layers:
                 raise OptionError(
                     f"The config says num_hidden_layers={self.config.num_hidden_layers} and num_hidden_groups="
                     f"{self.config.num_hidden_groups}, so that no layer has the weights of group {number}; correct "
                     "its config.json."
                 )
-            for attention in (module for module in group.modules() if isinstance(module, AlbertAttention)):
-                setattr(attention, SERVED_LAYERS_ATTRIBUTE, served)
+            for module in group.modules():
+                if isinstance(module, AlbertAttention):
+                    setattr(module, SERVED_LAYERS_ATTRIBUTE, layers)
 
 
 class AlbertCountsItsLayers(ReplacedModules):

@@ -27,6 +27,7 @@ class MaskWithBias:
     mask: Tensor | None = None
 
     def __add__(self, other: MaskWithBias | Tensor) -> MaskWithBias:
+        """Set a padding mask, or add the bias of another mask."""
         if isinstance(other, Tensor):
             return replace(self, mask=other)
         return MaskWithBias(self.bias + other.bias, self.mask if other.mask is None else other.mask)
@@ -37,9 +38,9 @@ def bias_by_distance(module: Any, grid: tuple[int, int], config: Any) -> GridBia
 
     Args:
         module: a BeitRelativePositionBias, or a module with its ``relative_position_bias_table`` and ``window_size``.
-        config: with ``position_extension="tile"`` the table is unchanged, and distances beyond it get the furthest
-            distance's bias (windows of the old size see none). With ``"interpolate"``, the table is resized to the
-            grid as the base does (MiDaS v3.1).
+        config: with ``position_extension="tile"`` the table is unchanged. Distances beyond the table get the bias of
+            its largest distance; windows of the old size have no such distances. With ``"interpolate"``, the table is
+            resized to the grid as the base does (MiDaS v3.1).
     """
     table, sizes = module.relative_position_bias_table, tuple(module.window_size)
     if config.position_extension == TILE or grid == sizes:
@@ -58,7 +59,7 @@ class LongBeitRelativePositionBias(BeitRelativePositionBias):
     def forward(
         self, window_size: tuple[int, int], interpolate_pos_encoding: bool = False, dim_size: int | None = None
     ) -> Any:
-        """A :class:`MaskWithBias`, or ``(1, H, N, N)`` if no mechanism runs."""
+        """A :class:`MaskWithBias`. If no mechanism runs, the base's bias ``(1, H, N, N)``."""
         if not runs_mechanisms(self):
             return super().forward(window_size, interpolate_pos_encoding, dim_size)
         return MaskWithBias(bias_by_distance(self, window_size, self.config))
@@ -69,12 +70,13 @@ class LongBeitAttention(BeitAttention):
 
     def forward(self, hidden_states: Tensor, attention_mask: Any = None, **kwargs: Any) -> tuple[Tensor, Tensor]:
         if isinstance(attention_mask, MaskWithBias):
-            kwargs["position_bias"], attention_mask = attention_mask.bias, attention_mask.mask
+            kwargs["position_bias"] = attention_mask.bias
+            attention_mask = attention_mask.mask
         return super().forward(hidden_states, attention_mask, **kwargs)
 
 
 class BeitWithBias(OnTheBackend):
-    """Replaces modules of the base."""
+    """Replaces the base's position bias, and its attention, which takes the bias."""
 
     replaced = {BeitRelativePositionBias: LongBeitRelativePositionBias, BeitAttention: LongBeitAttention}
     adding = ("use_relative_position_bias", "use_shared_relative_position_bias")

@@ -44,12 +44,14 @@ class BlockSparseConfig(LongConfig):
     @classmethod
     def get_config_dict(cls, *args: Any, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         values, kwargs = super().get_config_dict(*args, **kwargs)
-        return (values if "long_attention" in values else {**values, **cls.equivalent_settings(values)}), kwargs
+        if "long_attention" not in values:  # a config.json of transformers' BigBird
+            values = {**values, **cls.equivalent_settings(values)}
+        return values, kwargs
 
     @classmethod
     def equivalent_settings(cls, values: Mapping[str, Any]) -> dict[str, Any]:
-        """Config fields with which a Long model computes in eval mode what transformers' model with this
-        ``config.json`` does.
+        """Config fields for ``values`` of a ``config.json`` of transformers. With them, a Long model in eval mode
+        computes the same as transformers' model.
 
         They reproduce transformers' block-sparse attention: it counts the first block once more for each random block,
         cuts blocks from the padded input, and has no dropout on attention weights. One difference remains: in
@@ -116,7 +118,8 @@ class BigBirdOnTheInterface(OnTheInterface):
 
     @property
     def packs_documents(self) -> bool:
-        return not hasattr(self, "sep_token_id")  # this head takes one question in a row out of its answers
+        # The question-answering head has this attribute. It searches a row for one question, to leave it out.
+        return not hasattr(self, "sep_token_id")
 
     def read_arguments(self, arguments: dict[str, Any]) -> None:
         super().read_arguments(arguments)

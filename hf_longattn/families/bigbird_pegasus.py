@@ -45,7 +45,8 @@ class LongBigBirdPegasusConfig(BlockSparseConfig, LongEncoderDecoderConfig, BigB
         if not values.get("is_encoder_decoder", True):  # a decoder-only model: full attention
             return {"attention_type": "original_full", "long_attention": {"mechanism": "full"}}
         settings = super().equivalent_settings(values)
-        dropout = settings.pop("attention_probs_dropout_prob", None)  # encoder only: the decoder keeps its dropout
+        # Only the encoder has no dropout on attention weights: the decoder keeps its own.
+        dropout = settings.pop("attention_probs_dropout_prob", None)
         return settings if dropout is None else {**settings, "sparse_attention_dropout": dropout}
 
 
@@ -71,7 +72,8 @@ class BigBirdPegasusOnTheInterface(OnTheInterface):
     replaced = {BigBirdPegasusSelfAttention: LongBigBirdPegasusSelfAttention}
 
     def adapt_module(self, name: str, module: Any) -> None:
-        module.is_causal, module.dropout = False, nn.Dropout(self.config.sparse_attention_dropout)
+        module.is_causal = False
+        module.dropout = nn.Dropout(self.config.sparse_attention_dropout)
 
     def post_init(self) -> None:
         for name, module in self.named_modules():

@@ -2,7 +2,7 @@
 
 The mechanism must therefore allow terms on its scores. Global tokens are passed in the attention mask, since the base
 hands no keyword arguments to its layers. Relative positions keep the buckets of the short model; larger distances have
-the last bucket. With ``position_biased_input`` there is also a position table.
+the last bucket. A config with ``position_biased_input`` has a position table as well.
 """
 
 from __future__ import annotations
@@ -51,28 +51,31 @@ class MaskOfLayers(NamedTuple):
 
 
 def padding_mask(mask: Tensor) -> Tensor:
-    """A mask of ones and zeros, with another dtype than :data:`ANNOTATED`."""
+    """The padding mask ``(B, N)`` of ones and zeros in a mask that may be annotated (:data:`ANNOTATED`)."""
     return mask.clamp(max=1).long() if mask.dtype == ANNOTATED else mask
 
 
 class GlobalsInTheMask(OnTheBackend):
-    """Replaces modules of the base. Heads pass :data:`ANNOTATED` masks to the base model, which separates padding from
-    global tokens and passes an annotated mask to its layers. Other code of the base gets a :func:`padding_mask`."""
+    """Passes global tokens in the attention mask. Heads pass :data:`ANNOTATED` masks to the base model. This separates
+    padding from global tokens, and passes an annotated mask to its layers. Other code of the base gets a
+    :func:`padding_mask`."""
 
     hands_globals_down = False
     annotates_globals: ClassVar[bool] = True
 
     @classmethod
     def with_arguments(cls, base_forward: Any) -> Any:
-        """``base_forward``, taking also the arguments of a Long model."""
+        """A ``forward`` that takes the arguments of ``base_forward`` and those of a Long model."""
         names = [name for name in inspect.signature(base_forward).parameters if name != "self"]
 
         @functools.wraps(base_forward)
         def annotating(self: Any, **arguments: Any) -> Any:
+            """Call ``base_forward`` with 0 at padding, 1 at real tokens and 2 at global tokens as its mask."""
             tokens, mask = arguments.pop(GLOBALS, None), arguments.get(MASK)
             if tokens is not None and runs_mechanisms(self):
                 real = torch.ones_like(tokens) if mask is None else mask
-                arguments[MASK] = ((real != 0) * (1 + (tokens.view(real.shape) != 0).to(ANNOTATED))).to(ANNOTATED)
+                is_global = (tokens.view(real.shape) != 0).to(ANNOTATED)
+                arguments[MASK] = ((real != 0) * (1 + is_global)).to(ANNOTATED)
             return base_forward(self, **arguments)
 
         long_forward = super().with_arguments(annotating)
@@ -82,7 +85,7 @@ class GlobalsInTheMask(OnTheBackend):
             arguments = {**dict(zip(names, args, strict=False)), **kwargs}
             mask: Any = arguments.get(MASK)
             annotated = isinstance(mask, Tensor) and mask.dtype == ANNOTATED and mask.dim() == 2
-            # the head has annotated the mask
+            # If the head has annotated the mask, take the padding and the global tokens out of it.
             if annotated and isinstance(self, LongBaseModelMixin) and arguments.get(GLOBALS) is None:
                 if in_graph():  # values cannot be read
                     has_globals = any(mechanism.capabilities.takes_globals for mechanism in layer_mechanisms(self))
@@ -106,15 +109,19 @@ def disentangled(
 
     Args:
         q, k: ``(B, H, Nq, D)`` and ``(B, H, N, D)``.
-        by_query, by_key: P^k and P^q, ``(H, buckets, D)``; ``None`` if the model lacks the term.
+        by_query, by_key: P^k for the term of queries, and P^q for the term of keys, ``(H, buckets, D)`` each; ``None``
+            if the model lacks this term.
+        scaling: the factor 1 / sqrt(D · number of terms).
         buckets: δ of the distances ``-ahead … ahead``. Other distances are clamped to this range.
     """
     queries, table = q * scaling, by_query
-    of_keys = None if by_key is None else k * scaling
+    key_vectors = None if by_key is None else k * scaling
     if table is None:  # vectors of width 0
         assert by_key is not None
         queries, table = queries[..., :0], by_key[..., :0]
-    return DistanceTerm(queries, table, len(buckets) // 2, k, of_keys=of_keys, key_table=by_key, buckets=buckets)
+    return DistanceTerm(
+        queries, table, len(buckets) // 2, k, key_vectors=key_vectors, key_table=by_key, buckets=buckets
+    )
 
 
 class LongDebertaV2Config(LongEncoderConfig, DebertaV2Config):
@@ -142,8 +149,8 @@ class LongDebertaV2Encoder(DebertaV2Encoder):
     config: Any
 
     def get_attention_mask(self, attention_mask: Tensor) -> Any:
-        """The mask for the layers: :class:`MaskOfLayers` if it is annotated, else the padding mask (``None`` if all
-        tokens are real). Other attention implementations get the base's N×N mask."""
+        """The mask for the layers: a :class:`MaskOfLayers` if the mask is annotated, otherwise the padding mask, or
+        ``None`` if all tokens are real. If no mechanism runs, the base's N×N mask."""
         if not runs_mechanisms(self):
             return super().get_attention_mask(attention_mask)
         length = attention_mask.shape[-1]
@@ -200,9 +207,10 @@ class LongDisentangledSelfAttention(DisentangledSelfAttention):
                 hidden_states, attention_mask, output_attentions, query_states, relative_pos, rel_embeddings
             )
         if isinstance(attention_mask, MaskOfLayers):
-            kwargs["global_attention_mask"], attention_mask = attention_mask.tokens, attention_mask.padding
-        asking = hidden_states if query_states is None else query_states
-        inputs = ((self.query_proj, asking), (self.key_proj, hidden_states), (self.value_proj, hidden_states))
+            kwargs["global_attention_mask"] = attention_mask.tokens
+            attention_mask = attention_mask.padding
+        q_states = hidden_states if query_states is None else query_states
+        inputs = ((self.query_proj, q_states), (self.key_proj, hidden_states), (self.value_proj, hidden_states))
         query, key, value = (split_heads(self, projection(states)) for projection, states in inputs)
         kinds = [kind for kind in ("c2p", "p2c") if kind in self.pos_att_type]
         scaling = (self.attention_head_size * (1 + len(kinds))) ** -0.5
@@ -224,6 +232,12 @@ class LongDisentangledSelfAttention(DisentangledSelfAttention):
         return output, weights if output_attentions else None
 
     def _terms(self, query: Tensor, key: Tensor, places: Tensor, kinds: list[str], scaling: float) -> DistanceTerm:
+        """The terms ``kinds`` for query and key ``(B, H, N, D)``, see :func:`disentangled`.
+
+        Args:
+            places: ``(buckets, hidden_size)``, the embeddings of relative positions.
+            kinds: ``c2p`` for the term of queries, ``p2c`` for the term of keys.
+        """
         projections = ("key_proj", "query_proj") if self.share_att_key else ("pos_key_proj", "pos_query_proj")
         by_query, by_key = (
             split_heads(self, getattr(self, projection)(places)) if kind in kinds else None

@@ -20,9 +20,10 @@ class LongDINOv3ViTRope(DINOv3ViTRopePositionEmbedding):
     def forward(self, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
         if self.config.position_extension != TILE:
             return super().forward(pixel_values)
-        before = pixel_values.new_empty(1, 1, *image_size(self.config.image_size))
-        old, new = (SPEC.of_size(self.config, tuple(image.shape[-2:])).sizes for image in (before, pixel_values))
-        cos, sin = torch.stack(super().forward(before)).unflatten(1, old)[:, None]
+        # cos and sin for an image of the old size, repeated over the grid of the new one
+        old_image = pixel_values.new_empty(1, 1, *image_size(self.config.image_size))
+        old, new = (SPEC.of_size(self.config, tuple(image.shape[-2:])).sizes for image in (old_image, pixel_values))
+        cos, sin = torch.stack(super().forward(old_image)).unflatten(1, old)[:, None]
         return tiled_cells(cos, *new).flatten(0, 2), tiled_cells(sin, *new).flatten(0, 2)
 
 

@@ -33,7 +33,7 @@ class LongMPNetEncoder(MPNetEncoder):
     def compute_position_bias(
         self, x: Tensor, position_ids: Tensor | None = None, num_buckets: int = NUM_BUCKETS
     ) -> Any:
-        """A :class:`DistanceBias`, or ``(B, H, N, N)`` if no mechanism runs."""
+        """A :class:`DistanceBias`. If no mechanism runs, the base's bias ``(B, H, N, N)``."""
         if not runs_mechanisms(self):
             return super().compute_position_bias(x, position_ids, num_buckets)
         distance = torch.arange(-FURTHEST, FURTHEST + 1, device=x.device)
@@ -65,7 +65,7 @@ class LongMPNetSelfAttention(MPNetSelfAttention):
 
 
 class MPNetOnTheBackend(OnTheBackend):
-    """Replaces modules of the base."""
+    """Replaces the base's encoder and self-attention, and refuses mechanisms that need global tokens."""
 
     hands_globals_down = False
     replaced = {MPNetEncoder: LongMPNetEncoder, MPNetSelfAttention: LongMPNetSelfAttention}

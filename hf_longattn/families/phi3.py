@@ -18,17 +18,17 @@ class LongPhi3Config(LongConfig, Phi3Config):
     model_type = "long_phi3"
 
     def convert_rope_params_to_dict(self, **kwargs: Any) -> dict[str, Any]:
-        """As in the base, but ``yarn`` without longrope's factors means YaRN. The base reads it as an old name of
-        ``longrope``."""
+        """Keep the rope type ``yarn`` if there are no factors of longrope. The base always reads ``yarn`` as an old
+        name of ``longrope``."""
         rope_type = (self.rope_parameters or {}).get("rope_type")
-        left = super().convert_rope_params_to_dict(**kwargs)
+        other_arguments = super().convert_rope_params_to_dict(**kwargs)
         if rope_type == "yarn" and "short_factor" not in self.rope_parameters:
             self.rope_parameters["rope_type"] = rope_type
-        return left
+        return other_arguments
 
     def validate_rope(self) -> None:
-        """Allow every rope type of transformers. The base allows only ``longrope``, but its rotary embedding supports
-        all."""
+        """Allow every rope type of transformers. The base's rotary embedding supports them, but its config allows only
+        ``longrope``."""
         if self.rope_parameters.get("rope_type") == "longrope":
             super().validate_rope()
         else:

@@ -14,8 +14,8 @@ from ..modeling.attach.custom_attention import ModuleMixin, ReplacedModules
 
 
 class TakesPackedRows(ModuleMixin):
-    """Mixin before a base's text embeddings. Packed rows may be longer than the table, since positions restart with
-    every text."""
+    """Mixin before a base's text embeddings. A packed row may have more tokens than the table has positions, since
+    positions restart with every text."""
 
     def forward(
         self, input_ids: Tensor | None = None, position_ids: Tensor | None = None, inputs_embeds: Tensor | None = None
@@ -36,20 +36,23 @@ class PoolsEndToken(ReplacedModules):
             return outputs
         ids = ids.view(-1, ids.shape[-1]).int()
         end = self.config.eos_token_id
-        # configs of 2023 say 2; then the end is the highest id
-        ends = (ids if end == 2 else (ids == end).int()).argmax(-1)
+        if end == 2:  # configs of 2023 have this wrong id: the end token is the one with the highest id
+            ends = ids.argmax(-1)
+        else:
+            ends = (ids == end).int().argmax(-1)
         states = outputs["last_hidden_state"]
         outputs["pooler_output"] = states[torch.arange(states.shape[0], device=states.device), ends.to(states.device)]
         return outputs
 
 
 class PoolsLastToken(ReplacedModules):
-    """Pools a text at its last real token, also if the base ran in segments, or at its last position without a mask
-    (SigLIP)."""
+    """Pools every text at its last real token, also if the base ran in segments (SigLIP). Without a mask, it pools at
+    the last position."""
 
     head: nn.Module
 
     def call_base(self, base_forward: Callable[..., Any], arguments: dict[str, Any]) -> Any:
+        """Replace ``pooler_output`` by the head's output for the hidden states of the whole batch."""
         mask = arguments.get("attention_mask")
         outputs = super().call_base(base_forward, arguments)
         states = outputs[0]

@@ -33,8 +33,8 @@ SinusoidsNear = Callable[[int, int], Tensor]
 
 
 class NearSinusoids(ModuleMixin):
-    """Mixin before the base's ``…RelPositionalEmbedding``. Returns a function that computes sinusoids for visible
-    distances only."""
+    """Mixin before the base's ``…RelPositionalEmbedding``. Its ``forward`` returns a function that computes sinusoids
+    for visible distances only."""
 
     def forward(self, hidden_states: Tensor) -> SinusoidsNear | Tensor:
         if not runs_mechanisms(self):
@@ -62,10 +62,10 @@ class ConformerAttention(ModuleMixin):
         """The output, in the shape of ``hidden_states (B, N, C)``, and the weights if they are requested."""
         if not runs_mechanisms(self):
             return super().forward(hidden_states, attention_mask, relative_position_embeddings, **kwargs)
-        placed = hidden_states
+        rotated = hidden_states
         if self.position_embeddings_type == "rotary":
-            placed = turned_states(self, hidden_states, relative_position_embeddings)
-        inputs = ((self.linear_q, placed), (self.linear_k, placed), (self.linear_v, hidden_states))
+            rotated = turned_states(self, hidden_states, relative_position_embeddings)
+        inputs = ((self.linear_q, rotated), (self.linear_k, rotated), (self.linear_v, hidden_states))
         query, key, value = (self._heads(projection(states)).transpose(1, 2) for projection, states in inputs)
         term = None
         if self.position_embeddings_type == "relative":
@@ -91,7 +91,7 @@ def turned_states(module: Any, states: Tensor, positions: Any) -> Tensor:
     projections.
 
     Raises:
-        BackendError: the module has no method for it.
+        BackendError: the base's module has no method that rotates.
     """
     turn = getattr(module, "_apply_rotary_embedding", None)
     if turn is None:

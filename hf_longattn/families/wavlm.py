@@ -52,12 +52,12 @@ class LongWavLMAttention(WavLMAttention):
         index: int = 0,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None, Any]:
-        """The output ``(B, N, C)``, the weights, and the first layer's :meth:`biases`, for the next layer.
+        """The output ``(B, N, C)``, the weights, and the first layer's method :meth:`biases`, for the next layer.
 
         Args:
             attention_mask: ``(B, N)``, 1 = real.
-            position_bias: the first layer's method :meth:`biases`. A tensor would lose its gradients in gradient
-                checkpointing.
+            position_bias: the first layer's method :meth:`biases`; ``None`` in the first layer. A tensor in its place
+                would lose its gradients in gradient checkpointing.
         """
         if not runs_mechanisms(self):
             return super().forward(hidden_states, attention_mask, position_bias, index, **kwargs)
@@ -83,16 +83,16 @@ class LongWavLMAttention(WavLMAttention):
         return self.out_proj(output), weights, biases
 
     def biases(self) -> Tensor:
-        """Biases ``(H, distances)`` for the distances query - key from ``-max_distance`` to ``max_distance``; constant
-        beyond."""
+        """Biases ``(H, distances)`` for the distances query - key from ``-max_distance`` to ``max_distance``. Larger
+        distances have the bias of the largest."""
         distances = torch.arange(-self.max_distance, self.max_distance + 1, device=self.rel_attn_embed.weight.device)
         return self.rel_attn_embed(distance_buckets(self, -distances)).t()
 
     def gates(self, hidden_states: Tensor) -> Tensor:
-        """Factor of the bias for every query, ``(B, H, N, 1)``."""
-        by_head = hidden_states.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
-        both = self.gru_rel_pos_linear(by_head).unflatten(-1, (2, 4)).sum(-1)
-        update, reset = torch.sigmoid(both).chunk(2, dim=-1)
+        """The factor on the bias for every query, ``(B, H, N, 1)``, computed as in the base."""
+        head_states = hidden_states.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+        gate_inputs = self.gru_rel_pos_linear(head_states).unflatten(-1, (2, 4)).sum(-1)
+        update, reset = torch.sigmoid(gate_inputs).chunk(2, dim=-1)
         return update * (reset * self.gru_rel_pos_const - 1.0) + 2.0
 
 

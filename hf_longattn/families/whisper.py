@@ -35,12 +35,13 @@ else:
 ROWS_PER_FRAME = 2
 """Stride of the second convolution: rows of a spectrogram per frame."""
 ROWS_PER_SECOND = 100
+"""Rows of a spectrogram per second."""
 
 
 class LongWhisperConfig(LongAudioConfig, WhisperConfig):
     """WhisperConfig with ``long_attention`` of the encoder. The decoder has full attention.
 
-    max_source_positions: the base's field, unchanged: number of rows of the encoder's position table.
+    max_source_positions: the number of rows of the encoder's position table, as in the base.
     """
 
     model_type = "long_whisper"
@@ -63,8 +64,8 @@ class WhisperSpec(AudioSpec):
         return math.ceil(seconds)
 
     def check(self, config: Any, arguments: Mapping[str, Any], *, values: bool = True) -> None:
-        """As in the base class, but without a check of the mask. The encoder reads padding as silence, without a
-        mask."""
+        """Check the shape of the spectrograms and then as the base class, but without the mask, since the encoder
+        reads padding as silence."""
         sound = arguments.get(self.input)
         if sound is None:
             return
@@ -94,7 +95,8 @@ class EncoderOfAnyLength(WhisperEncoder):
 
 def positions(table: Tensor, frames: int) -> Tensor:
     """Positions ``(frames, D)``: the rows of ``table``, which is not trained, then further sinusoids."""
-    table, (rows, width) = table.detach(), table.shape
+    table = table.detach()
+    rows, width = table.shape
     if frames <= rows:
         return table[:frames]
     return torch.cat([table, sinusoids(frames, width)[rows:].to(table)])
@@ -110,8 +112,9 @@ class WhisperOfAnyLength(_Base):
             cls.generate = _in_longer_segments(cls.generate)
 
     def call_base(self, base_forward: Any, arguments: dict[str, Any]) -> Any:
-        of_any_length = isinstance(self, WhisperEncoder)
-        return super().call_base(EncoderOfAnyLength.forward if of_any_length else base_forward, arguments)
+        if isinstance(self, WhisperEncoder):
+            base_forward = EncoderOfAnyLength.forward
+        return super().call_base(base_forward, arguments)
 
     def _prepare_decoder_input_ids_for_generation(
         self, *, model_kwargs: dict[str, Any], **others: Any

@@ -44,7 +44,7 @@ def run(
     buckets: Tensor | None = None,
 ) -> Tensor:
     q, k, v, p, rows, content, e, key_rows = leaves
-    by_key = {"of_keys": e, "key_table": key_rows} if of_keys else {}
+    by_key = {"key_vectors": e, "key_table": key_rows} if of_keys else {}
     term: Any = DistanceTerm(p, rows, ahead, k, content, **by_key, buckets=buckets)
     call = AttentionCall(
         pattern.causal, Batch.of(mask), tokens, scale=0.3, score_mod=term.written_out if plain else term

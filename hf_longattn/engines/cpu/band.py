@@ -35,12 +35,12 @@ from .onednn import has_amx
 from .softmax import Listed, Part, Runs, Scope, Side, Source, source
 
 KERNEL_QUERIES, KERNEL_KEYS = (32, 64, 256), 512
-"""Tile sizes of PyTorch's CPU flash kernel: query rows for N < 192, for N < 768 and for larger N, and the keys for
-every N."""
+"""Tile sizes of PyTorch's CPU flash kernel: queries of a tile if there are N < 192 queries, N < 768, and more; keys of
+a tile for every N."""
 MAX_BLOCK_QUERIES = 2048
 """Maximum queries in one block. This bounds the memory of its mask."""
 COLUMN_BLOCK, COLUMN_CALL_QUERIES = 32, 512
-"""For calls over global columns: queries per block, and maximum queries per call. A call takes whole blocks."""
+"""For calls with global tokens as keys: queries per block, and maximum queries per call. A call takes whole blocks."""
 
 DROPOUT_BLOCK = 64
 """Queries per block with dropout. Forward and backward need equal blocks to draw the same weights."""
@@ -50,7 +50,8 @@ BAND, COLUMNS, ROWS = range(3)
 
 def why_not(context: DispatchContext) -> str | None:
     """Why this path does not run, as a clause. ``None`` if it may run."""
-    if (why := why_no_kernel(context)) is not None:
+    why = why_no_kernel(context)
+    if why is not None:
         return why
     if context.call.score_mod is None or "cpu-band" in context.call.term.engines:
         return None
@@ -96,8 +97,8 @@ class Group(NamedTuple):
 
 
 def groups(q_len: int, kv_len: int, shift: int, left: int, right: int, block: int) -> Iterator[Group]:
-    """Groups that cover all queries: one for the inner blocks, and one for each block at the edges, where keys are cut
-    off.
+    """Yield groups that cover all queries: one for the inner blocks, and one for each block at the edges, where keys
+    are cut off.
 
     Args:
         shift: position of the first query within the keys.
@@ -147,11 +148,10 @@ class Costs(NamedTuple):
         pairs = group.block * group.width
         # a causal block of all queries and keys: the kernel skips keys after a query
         if right == 0 and group.block == group.width:
-            pairs = sum(
-                min(KERNEL_QUERIES[size], group.block - row)
-                * min(group.width, -(-(row + KERNEL_QUERIES[size]) // KERNEL_KEYS) * KERNEL_KEYS)
-                for row in range(0, group.block, KERNEL_QUERIES[size])
-            )
+            rows, pairs = KERNEL_QUERIES[size], 0
+            for row in range(0, group.block, rows):
+                columns = -(-(row + rows) // KERNEL_KEYS) * KERNEL_KEYS
+                pairs += min(rows, group.block - row) * min(group.width, columns)
         return calls * self.call + group.blocks * (pairs * pair + group.width * self.key)
 
 
@@ -228,8 +228,8 @@ def band_plan(
 def block_mask(group: Group, shift: int, left: int, right: int, block: int, dtype: torch.dtype) -> Tensor | None:
     """The additive mask of a group's blocks, ``(1, 1, group.block, group.width)``; ``None`` if it hides no pair.
 
-    It is a view of the cached mask of a whole block of ``block`` queries, the first at key ``left``, and must not be
-    modified.
+    It is a view of a cached mask, and must not be modified. The cached mask is that of a complete block: ``block``
+    queries, the first at key ``left``, and all keys of their bands.
     """
     first = group.first + shift - group.start
     if group.sees_all(first, left, right):
@@ -269,8 +269,10 @@ class Item(Scope):
             tokens: positions of the global tokens within the item's keys, if any.
         """
         self.source, self.shift, self.hole, self.tokens = source, shift, hole, tokens
-        self.by_query, self.by_key = (rows, slice(None), queries), (rows, slice(None), keys)
-        (batch, _, self.q_len, _), self.kv_len = source.q[self.by_query].shape, source.k[self.by_key].shape[2]
+        self.by_query = rows, slice(None), queries
+        self.by_key = rows, slice(None), keys
+        batch, _, self.q_len, _ = source.q[self.by_query].shape
+        self.kv_len = source.k[self.by_key].shape[2]
         is_everything = hole is None and (batch, self.q_len, self.kv_len) == (*source.q.shape[::2], source.k.shape[2])
         self.most_blocks = source.most_blocks(self)
         self.whole = is_everything and self.most_blocks == 0
@@ -283,13 +285,13 @@ class Item(Scope):
         return self.source.parts(self)
 
     def read(self, name: str, x: Tensor) -> Tensor:
-        of_keys = name in ("k", "v")
-        x = x[self.by_key if of_keys else self.by_query]
+        is_key = name in ("k", "v")
+        x = x[self.by_key if is_key else self.by_query]
         if self.source.is_backward and self.source.plain_backward:
             x = x.to(self.source.dtype)
         if self.hole is None or name in ("out", "lse") or (name != "grad" and all_moderate((x,))):  # 0 · NaN is NaN
             return x
-        return x.masked_fill(self.padding if of_keys else self.padding_of_queries, 0)
+        return x.masked_fill(self.padding if is_key else self.padding_of_queries, 0)
 
     def into(self, name: str, x: Tensor) -> Tensor:
         return x[self.by_key if name in ("dk", "dv") else self.by_query]
@@ -313,12 +315,14 @@ class Item(Scope):
         return (_positions(part.queries) + self.shift)[:, None] - _positions(part.keys)
 
     def far_parts(self, tokens: Tensor, rows_first: bool) -> list[Part]:
-        """Parts for the global tokens at positions ``tokens``: global columns and global rows."""
+        """The parts for the global tokens at positions ``tokens``, cached: global columns, in which all queries see
+        them, and global rows, in which they see all keys."""
         pattern, dtype = self.source.pattern, self.source.dtype
 
         def make() -> tuple[list[Part], list[Part]]:
-            """Columns, and rows: global queries over all keys or, if causal, all keys up to the query."""
-            queries, rows = tokens - self.shift, list[Part]()
+            """The parts of the columns, and those of the rows. A causal row has all keys up to its query."""
+            rows = list[Part]()
+            queries = tokens - self.shift
             queries = queries[(queries >= 0) & (queries < self.q_len)]
             if pattern.global_rows and len(queries):
                 part = Part(Listed(queries), Runs(0, self.kv_len), label=(ROWS, 0), overrides=True)
@@ -333,27 +337,31 @@ class Item(Scope):
         return [*rows, *columns] if rows_first else [*columns, *rows]
 
     def _columns(self, columns: Tensor) -> Iterator[Part]:
-        """Parts for global columns. Queries are left out if their band covers all global tokens.
+        """Yield the parts for global columns, whose positions are ``columns (g,)``. Queries are left out if their band
+        has all global tokens.
 
         The mask hides pairs within the band, so queries far from every global token need no mask.
         """
         q_len, pattern = self.q_len, self.source.pattern
         left, right, causal = pattern.left, pattern.right, pattern.causal
-        start = torch.arange(0, q_len, COLUMN_BLOCK)[:, None] + self.shift
-        stop = (start + COLUMN_BLOCK).clamp(max=q_len + self.shift) - 1
-        any_inside, all_inside = start - columns <= left, stop - columns <= left
+        # For each block of queries and each global token, (blocks, g): whether any pair or every pair is in the band.
+        first_query = torch.arange(0, q_len, COLUMN_BLOCK)[:, None] + self.shift
+        last_query = (first_query + COLUMN_BLOCK).clamp(max=q_len + self.shift) - 1
+        any_inside = first_query - columns <= left
+        all_inside = last_query - columns <= left
         if not causal:
-            any_inside &= columns - stop <= right
-            all_inside &= columns - start <= right
-        row, number = 0, 0
-        # 0, 1, 2: none, some or all of a block's pairs
+            any_inside &= columns - last_query <= right
+            all_inside &= columns - first_query <= right
+        stop = number = 0
+        # 0, 1, 2: the mask hides none, some or all of a block's pairs
         hidden_pairs = any_inside.any(1).int() + all_inside.all(1).int()
         for hidden, blocks in itertools.groupby(hidden_pairs.tolist()):
-            begin, row = row, min(q_len, row + COLUMN_BLOCK * len(list(blocks)))
+            start = stop
+            stop = min(q_len, start + COLUMN_BLOCK * len(list(blocks)))
             if hidden == 2:
                 continue
-            for first in range(begin, row, COLUMN_CALL_QUERIES):
-                queries = Runs(first, min(COLUMN_CALL_QUERIES, row - first))
+            for first in range(start, stop, COLUMN_CALL_QUERIES):
+                queries = Runs(first, min(COLUMN_CALL_QUERIES, stop - first))
                 part = Part(queries, Listed(columns), label=(COLUMNS, number), merges=True)
                 if hidden:
                     distance = self.distances(part)
@@ -402,13 +410,15 @@ class BandSource(Source):
         """One item for the batch, or one per batch row, from its first to its last real token. Rows without a real
         query are skipped."""
         self.is_backward = backward
-        everything, kv_len, earlier = slice(None), self.k.shape[2], self.k.shape[2] - self.q.shape[2]
+        everything, kv_len = slice(None), self.k.shape[2]
+        earlier = kv_len - self.q.shape[2]  # keys before the first query
         if self.key_mask is None and self.global_mask is None:
             item = Item(self, everything, everything, everything, earlier)
             if len(self.q) == 1 or item.most_blocks <= 1:
                 yield item
                 return
         for row in range(len(self.q)):
+            # The real tokens of the row are among the keys start … stop - 1, and ``hole`` is padding between them.
             start, stop, hole = 0, kv_len, None
             if self.key_mask is not None:
                 real = self.key_mask[row].nonzero()
@@ -452,9 +462,11 @@ class Band(BandSource):
         self.columns: Tensor | None = None
         if not self.learned:
             return
-        like, table = self.learned, self.learned[0]
+        like: Sequence[Tensor] = self.learned
+        table = self.learned[0]
         if table.dim() == 4:
-            self.columns, like = table.to(self.dtype), token_major(self.dtype, table)
+            self.columns = table.to(self.dtype)
+            like = token_major(self.dtype, table)
         else:
             self.bias = DistanceBias(table.to(self.dtype), ahead)
         if self.learns:
@@ -472,8 +484,9 @@ class Band(BandSource):
 
     def parts(self, item: Item) -> Iterable[Part]:
         near, far = self._near(item), list[Part]()
-        in_band = item.plan.dense and self.columns is None  # a dense part has the global tokens, too
-        if item.tokens is not None and not in_band:
+        # the single part of a dense plan has the global tokens too
+        near_has_globals = item.plan.dense and self.columns is None
+        if item.tokens is not None and not near_has_globals:
             far = item.far_parts(item.tokens, self.is_backward)
         # global rows run last in forward and first in backward
         parts = [*far, *near] if self.is_backward else [*near, *far]
@@ -482,11 +495,11 @@ class Band(BandSource):
         return self._completed(item, parts)
 
     def _completed(self, item: Item, parts: Sequence[Part]) -> Iterator[Part]:
-        """The parts with bias and padding added to their masks."""
-        biased: dict[tuple[int, int, int], Tensor] = {}
+        """Yield the parts with bias and padding added to their masks."""
+        masks: dict[tuple[int, int, int], Tensor] = {}
         for part in parts:
             if self.bias is not None:
-                part = self._biased(item, part, self.bias, biased)
+                part = self._biased(item, part, self.bias, masks)
             elif self.columns is not None and part.label[0] == COLUMNS:
                 part = self._with_columns(item, part, self.columns)
             if item.hole is not None:
@@ -494,7 +507,7 @@ class Band(BandSource):
             yield part
 
     def _near(self, item: Item) -> list[Part]:
-        """Parts for the band. Their masks lack padding and score terms."""
+        """The parts for the band. Their masks do not have padding and score terms yet."""
         plan, shift, left, right = item.plan, item.shift, self.pattern.left, self.pattern.right
         if plan.dense:
             tokens = item.tokens if self.columns is None else None
@@ -506,8 +519,8 @@ class Band(BandSource):
             parts: list[Part] = []
             for group in plan.groups:
                 mask = block_mask(group, shift, left, right, plan.block, self.dtype)
-                for some in group.parts(max(1, plan.queries // plan.block)):
-                    parts.append(Part(some.queries, some.keys, mask, (BAND, len(parts))))
+                for piece in group.parts(max(1, plan.queries // plan.block)):
+                    parts.append(Part(piece.queries, piece.keys, mask, (BAND, len(parts))))
             return parts
 
         return BYTE_CACHE.get(
@@ -515,8 +528,11 @@ class Band(BandSource):
         )
 
     def _with_columns(self, item: Item, part: Part, table: Tensor) -> Part:
-        """A part of global columns with their numbers added to its mask, ``(1, H, queries, keys)``."""
-        queries, tokens = cast(Runs, part.queries), cast(Listed, part.keys).tokens
+        """A part of global columns, with the numbers of :attr:`columns` added to its mask, ``(1, H, queries,
+        keys)``."""
+        queries = cast(Runs, part.queries)
+        tokens = cast(Listed, part.keys).tokens
+        # Global tokens beyond the table's columns get no number.
         inside, index = tokens < table.shape[3], tokens.clamp(max=table.shape[3] - 1)
         if self.totals:
             total = queries.of(self.totals[0][item.by_query])
@@ -526,20 +542,20 @@ class Band(BandSource):
             added.add_(part.mask)
         return part._replace(mask=added)
 
-    def _biased(self, item: Item, part: Part, bias: DistanceBias, biased: dict[tuple[int, int, int], Tensor]) -> Part:
-        """The part with the bias added to its mask, ``(1, H, queries, keys)``. Band parts of equal shape share it in
-        ``biased``."""
+    def _biased(self, item: Item, part: Part, bias: DistanceBias, masks: dict[tuple[int, int, int], Tensor]) -> Part:
+        """The part with the bias added to its mask, ``(1, H, queries, keys)``. Parts of the band with equal shape and
+        equal distances share a mask in ``masks``."""
         if self.totals:
             total, distances = self.totals[0], item.distances(part)
             part = part._replace(of_scores=lambda gradient: bias.add_gradient(total, distances, gradient.sum(0)))
         shape = None
         if isinstance(part.queries, Runs) and isinstance(part.keys, Runs):
             shape = part.queries.size, part.keys.size, part.queries.start + item.shift - part.keys.start
-            if shape in biased:
-                return part._replace(mask=biased[shape])
+            if shape in masks:
+                return part._replace(mask=masks[shape])
         added = bias.over(item.distances(part))[None]
         if part.mask is not None:
             added.add_(part.mask)
         if shape is not None:
-            biased[shape] = added
+            masks[shape] = added
         return part._replace(mask=added)

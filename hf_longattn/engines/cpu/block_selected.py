@@ -1,9 +1,9 @@
 """The path ``cpu-blocks``: each query's own and selected blocks, by PyTorch's fused CPU kernel.
 
-A block of keys is a slice. The queries of a head are copied in the order of their selected blocks, so the queries of a
-block are a slice, too. In bidirectional attention, a query's own block is one more selection. Causal queries attend to
-their own blocks in separate calls, on views of queries and keys with one mask. The outputs for all blocks are merged
-by log-sum-exp.
+A block of keys is a slice. For each head, the path copies a query once for each block that it selected, in the order
+of the blocks. So the queries that selected a block are a slice, too. In bidirectional attention, a query's own block
+is one more selection. Causal queries attend to their own blocks in separate calls, on views of queries and keys with
+one mask. The outputs for all blocks are merged by log-sum-exp.
 
 The tiles of the gathered engine take 1.8 times as long for the forward pass and 1.7 times for forward and backward
 (2,048 and 8,192 tokens, 4 blocks of 128 per query, 4 heads of 64, one thread).
@@ -28,12 +28,12 @@ MAX_OWN_QUERIES = 4096
 def why_not(context: DispatchContext) -> str | None:
     """Why this path does not run, as a clause. ``None`` if it may run."""
     if context.block_size:
-        return "the blocks are those of a table"
+        return "the visible blocks come from a table"
     return why_not_tiles(context) or (NO_DROPOUT if context.call.dropout else None)
 
 
 class _Head(Scope):
-    """The selections of one head, sorted by block. Their results are merged by :meth:`finish`."""
+    """The selections of one head, sorted by block. :meth:`finish` merges their results into one for each query."""
 
     def __init__(
         self,
@@ -41,52 +41,59 @@ class _Head(Scope):
         head: int,
         order: Tensor,
         shape: tuple[int, int],
-        none: int,
+        empty: int,
         merges: bool,
         parts: Iterable[Part],
     ) -> None:
         """
         Args:
-            order: the selections sorted by block, ``(N · K)``.
+            item, head: the batch item and the head.
+            order: ``(N · K,)`` int64, the numbers of the selections, sorted by block. Query i has the numbers
+                ``i · K …``.
             shape: ``(N, K)``.
-            none: number of empty selections, which come first. Their weight in the merged output is 0.
+            empty: number of empty selections, which come first. Their weight in the merged output is 0.
             merges: whether queries already have results, which count as one more selection.
+            parts: one part for each selected block.
         """
         super().__init__(parts)
-        self.at, self.none, self.merges = (item, head), none, merges
-        self.queries, self.row = order // shape[1], inverse_permutation(order).view(shape)
+        self.at, self.empty, self.merges = (item, head), empty, merges
+        self.queries = order // shape[1]  # the query of each row of the buffers
+        self.buffer_rows = inverse_permutation(order).view(shape)  # (N, K), the buffers' rows of each query
         self.buffers: dict[str, Tensor] = {}
 
     def read(self, name: str, x: Tensor) -> Tensor:
         x = x[self.at]
-        return (x if name in ("k", "v") else x.contiguous().index_select(0, self.queries))[None, None]
+        if name not in ("k", "v"):
+            x = x.contiguous().index_select(0, self.queries)
+        return x[None, None]
 
     def into(self, name: str, x: Tensor) -> Tensor:
         """The tensor for results: for ``dk`` and ``dv`` a view of the gradient, otherwise a new buffer with one row
-        per selection."""
+        per selection, and after these the earlier result of each query, if any."""
         x = x[self.at]
         if name in ("dk", "dv"):
             return x[None, None]
         count = len(self.queries)
         earlier = len(x) if self.merges and name != "dq" else 0
-        rows = x.new_empty(count + earlier, *x.shape[1:], dtype=precise_dtype(x))
-        rows[: self.none] = MASKED if name == "lse" else 0
+        buffer = x.new_empty(count + earlier, *x.shape[1:], dtype=precise_dtype(x))
+        buffer[: self.empty] = MASKED if name == "lse" else 0
         if earlier:
-            rows[count:] = x
-        self.buffers[name] = rows
-        return rows[None, None]
+            buffer[count:] = x
+        self.buffers[name] = buffer
+        return buffer[None, None]
 
     def finish(self, results: dict[str, Tensor]) -> None:
-        row = self.row
+        """Sum the gradients of each query's selections, or average their outputs by log-sum-exp."""
+        rows = self.buffer_rows
         if "dq" in results:
-            results["dq"][self.at] += F.embedding_bag(row, self.buffers["dq"], mode="sum")
+            results["dq"][self.at] += F.embedding_bag(rows, self.buffers["dq"], mode="sum")
             return
         if self.merges:
-            row = torch.cat([row, torch.arange(row.numel(), row.numel() + len(row))[:, None]], 1)
-        shares = self.buffers["lse"][row.t()]
-        merged = shares.logsumexp(0)
-        weights = shares.sub_(merged).exp_().t().contiguous()
-        results["out"][self.at] = F.embedding_bag(row, self.buffers["out"], mode="sum", per_sample_weights=weights)
+            rows = torch.cat([rows, torch.arange(rows.numel(), rows.numel() + len(rows))[:, None]], 1)
+        lses = self.buffers["lse"][rows.t()]
+        merged = lses.logsumexp(0)
+        weights = lses.sub_(merged).exp_().t().contiguous()
+        results["out"][self.at] = F.embedding_bag(rows, self.buffers["out"], mode="sum", per_sample_weights=weights)
         results["lse"][self.at] = merged
 
 
@@ -94,9 +101,9 @@ class _Head(Scope):
 class Blocks(Source):
     """Every query's own block and its selected blocks.
 
-    - fixed: key mask ``(B, N)`` bool, or None; the selection ``(B, H, N, K)`` int64, as
-      :func:`hf_longattn.engines.gathered.block_selected_attention` takes it.
-    - numbers: tokens per block, and whether queries see only themselves and earlier keys in their own block.
+    - fixed: key mask ``(B, N)`` bool, or None; the selection ``(B, H, N, K)`` int64, the argument ``chosen`` of
+      :func:`hf_longattn.engines.gathered.block_selected_attention`.
+    - numbers: tokens per block, and whether a query sees no later keys in its own block.
     """
 
     name = "blocks"
@@ -119,9 +126,12 @@ class Blocks(Source):
 
     def _own_blocks(self, padding: Tensor | None) -> Iterator[Part]:
         """Parts for causal queries and their own blocks. A part has as many blocks as fit the CPU cache. An incomplete
-        block comes last."""
-        size, heads, length = self.size, *self.q.shape[1:3]
-        full_blocks, step = length // size, max(1, MAX_OWN_QUERIES // (heads * size))
+        block comes last. ``padding``: ``(N,)``, an additive mask."""
+        size = self.size
+        heads, length = self.q.shape[1:3]
+        full_blocks = length // size
+        step = max(1, MAX_OWN_QUERIES // (heads * size))
+        # (first token, number of blocks, tokens of a block)
         pieces = [(at * size, min(step, full_blocks - at), size) for at in range(0, full_blocks, step)]
         if length > full_blocks * size:
             pieces.append((full_blocks * size, 1, length - full_blocks * size))
@@ -134,7 +144,7 @@ class Blocks(Source):
             yield Part(runs, runs, mask)
 
     def _heads(self, item: int, padding: Tensor | None) -> Iterator[_Head]:
-        """Every head's selections."""
+        """Yield the selections of every head of a batch item. ``padding``: ``(N,)``, an additive mask."""
         size, chosen = self.size, self.chosen[item]
         heads, length, choices = chosen.shape
         blocks = -(-length // size)
@@ -143,16 +153,18 @@ class Blocks(Source):
             by_block = torch.from_numpy(numbers.to(torch.int16).numpy().argsort(-1, kind="stable"))
         else:
             by_block = numbers.argsort(dim=-1, stable=True)
-        hidden = [False] * blocks
+        has_padding = [False] * blocks
         if padding is not None:
-            hidden = F.pad(padding != 0, (0, blocks * size - length)).view(blocks, size).any(1).tolist()
+            has_padding = F.pad(padding != 0, (0, blocks * size - length)).view(blocks, size).any(1).tolist()
         for head in range(heads):
-            none, *counts = torch.bincount(chosen[head].flatten() + 1, minlength=blocks + 1).tolist()
-            end, parts = none, []
+            # The number of empty selections, and of the selections of each block.
+            empty, *counts = torch.bincount(chosen[head].flatten() + 1, minlength=blocks + 1).tolist()
+            first, parts = empty, []
             for block, count in enumerate(counts):
                 if count:
-                    keys = Runs(block * size, min(size, length - block * size))
-                    mask = keys.of(padding[None, None])[:, :, None] if padding is not None and hidden[block] else None
-                    parts.append(Part(Runs(end, count, first_writer=True), keys, mask))
-                end += count
-            yield _Head(item, head, by_block[head], (length, choices), none, bool(self.causal), parts)
+                    keys, mask = Runs(block * size, min(size, length - block * size)), None
+                    if padding is not None and has_padding[block]:
+                        mask = keys.of(padding[None, None])[:, :, None]
+                    parts.append(Part(Runs(first, count, first_writer=True), keys, mask))
+                first += count
+            yield _Head(item, head, by_block[head], (length, choices), empty, bool(self.causal), parts)

@@ -33,7 +33,7 @@ from ..dense import products, unit_stride
 MASKED = -1e30
 """Additive mask value of hidden pairs. It is finite, so that queries without a visible key have finite outputs."""
 MAX_SHARED_CELLS = 1 << 17
-"""Maximum entries of a cached mask."""
+"""Maximum entries of a mask that tiles of equal shape share in the cache."""
 MAX_PLAIN_KEYS = 8
 """Maximum keys for plain operations. For more keys, the kernel is faster."""
 BITS = 16
@@ -48,7 +48,8 @@ Gradients = tuple[Tensor, Tensor, Tensor]
 
 
 def why_not(context: DispatchContext) -> str | None:
-    """Why a path with the fused kernel and :class:`Dropout` does not run, as a clause. Score terms are not checked."""
+    """Why a path with the fused kernel and :class:`Dropout` does not run, as a clause. It does not look at score
+    terms."""
     if context.device != "cpu":
         return ELSEWHERE
     if context.exporting:
@@ -62,7 +63,8 @@ def why_not(context: DispatchContext) -> str | None:
 
 def why_not_tiles(context: DispatchContext) -> str | None:
     """Why the fused kernel does not run tiles of listed queries and keys, as a clause."""
-    if (why := why_not(context)) is not None:
+    why = why_not(context)
+    if why is not None:
         return why
     if context.call.score_mod is not None:
         return "the fused kernel adds no score term"
@@ -139,7 +141,7 @@ def plain_gradients(
     Args:
         grad, q, out, lse: ``(n, H, rows, D)``, and lse without D. grad, out and lse belong to the whole softmax.
         k, v: ``(n, H, columns, D)``.
-        memory: buffer for the gradient. If given, the mask ``(n, H, rows, columns)`` may be overwritten.
+        memory: buffer for the gradient. With it, the mask ``(n, H, rows, columns)`` may be overwritten.
     """
     if mask is not None and memory is not None and len(q) == 1:
         scores = mask[0].baddbmm_(q[0], k[0].mT, alpha=scale)[None]
@@ -148,14 +150,13 @@ def plain_gradients(
         if mask is not None:
             scores.add_(mask)
     weights = (scores - lse[..., None]).exp_()
-    return torch.mul((grad @ v.mT).sub_((grad * out).sum(-1, keepdim=True)), weights, out=memory), weights
+    factors = (grad @ v.mT).sub_((grad * out).sum(-1, keepdim=True))
+    return torch.mul(factors, weights, out=memory), weights
 
 
 def shares_mask(q_len: int, call: AttentionCall) -> bool:
-    """Whether a dense call's mask consists of a band, and of global tokens that are equal in all batch rows.
-
-    Such a mask is cached (:func:`visible_mask`).
-    """
+    """Whether calls with equal lengths can share one dense mask (:func:`visible_mask`): it consists of a band, and of
+    global tokens that are equal in all batch rows."""
     tokens = call.global_mask
     if q_len == 1 or in_graph() or no_fused_kernels() is not None:
         return False
@@ -165,8 +166,8 @@ def shares_mask(q_len: int, call: AttentionCall) -> bool:
 
 
 def masked_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, causal: bool, scale: float | None) -> Tensor:
-    """One call of the CPU's fused kernel with the mask of :func:`visible_mask`. If ``causal``, it skips keys after a
-    query."""
+    """One call of the CPU's fused kernel with the mask of :func:`visible_mask`. If ``causal``, the kernel skips keys
+    after a query."""
     q, k, v = (unit_stride(x) for x in (q, k, v))
     return flash(q, k, v, 0.0, causal, attn_mask=mask, scale=scale)[0]
 
@@ -174,8 +175,8 @@ def masked_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, causal: bool
 def visible_mask(
     q_len: int, kv_len: int, shift: int, pattern: Pattern, index: Tensor | None, dtype: torch.dtype
 ) -> Tensor:
-    """Cached additive mask ``(1, 1, Nq, Nk)`` of the band and the global tokens at ``index``. The first query is at
-    key ``shift``."""
+    """The additive mask ``(1, 1, Nq, Nk)`` of the band and the global tokens at positions ``index``, cached. The first
+    query is at key ``shift``."""
     tokens: tuple[int, ...] = ()
     if index is not None:
         tokens = tuple(index.tolist())
@@ -202,7 +203,7 @@ class Dropout(NamedTuple):
 
     def mask(self, like: Tensor, label: tuple[int, ...]) -> Tensor:
         """The dropout mask of one tile, shaped as ``like``: 0 for dropped weights, 1 for the others."""
-        bits = random_bits(like.numel(), self.seed, label).view(like.shape)
+        bits = random_bits(like.numel(), self.seed, label).view(like.shape)  # signed, so the threshold is shifted
         return torch.ge(bits, self.threshold - (1 << (BITS - 1)), out=torch.empty_like(like))
 
     def forward(
@@ -217,10 +218,10 @@ class Dropout(NamedTuple):
         """
         out, lse = q.new_empty(q.shape), q.new_empty(q.shape[:3], dtype=precise_dtype(q))
         keep_probability = 1 - self.threshold / (1 << BITS)
-        for number, (at, hidden) in enumerate(_tiles(q, k, mask)):
-            weights, lse[at] = _softmax(q[at], k[at], hidden, scale, lse.dtype)
+        for number, (tile, tile_mask) in enumerate(_tiles(q, k, mask)):
+            weights, lse[tile] = _softmax(q[tile], k[tile], tile_mask, scale, lse.dtype)
             weights.mul_(self.mask(weights, (*label, number)))
-            out[at] = (weights @ v[at].to(weights.dtype)).div_(keep_probability)
+            out[tile] = (weights @ v[tile].to(weights.dtype)).div_(keep_probability)
         return out, lse
 
     def backward(
@@ -238,26 +239,26 @@ class Dropout(NamedTuple):
         """The gradients of q, k, v in :meth:`forward`. ``grad``, ``out`` and ``lse`` belong to the whole softmax."""
         dq, dk, dv = (x.new_empty(x.shape) for x in (q, k, v))
         dtype, keep_probability = lse.dtype, 1 - self.threshold / (1 << BITS)
-        for number, (at, hidden) in enumerate(_tiles(q, k, mask)):
-            weights, of_tile = _softmax(q[at], k[at], hidden, scale, dtype)
-            share = (of_tile - lse[at]).exp_()[..., None]  # fraction of the whole softmax that this tile has
+        for number, (tile, tile_mask) in enumerate(_tiles(q, k, mask)):
+            weights, tile_lse = _softmax(q[tile], k[tile], tile_mask, scale, dtype)
+            share = (tile_lse - lse[tile]).exp_()[..., None]  # fraction of the whole softmax that this tile has
             keep = self.mask(weights, (*label, number))
-            of_out = grad[at].to(dtype)
-            of_sum = (of_out * out[at].to(dtype)).sum(-1, keepdim=True)
-            of_out = of_out / keep_probability
-            of_scores = (of_out @ v[at].to(dtype).transpose(-1, -2)).mul_(keep).sub_(of_sum).mul_(weights)
-            dv[at] = weights.mul_(keep).transpose(-1, -2) @ (of_out * share)
+            d_out = grad[tile].to(dtype)
+            out_product = (d_out * out[tile].to(dtype)).sum(-1, keepdim=True)  # g·o in the module's docstring
+            d_out = d_out / keep_probability
+            d_scores = (d_out @ v[tile].to(dtype).transpose(-1, -2)).mul_(keep).sub_(out_product).mul_(weights)
+            dv[tile] = weights.mul_(keep).transpose(-1, -2) @ (d_out * share)
             share *= scale
-            dq[at] = (of_scores @ k[at].to(dtype)).mul_(share)
-            dk[at] = of_scores.transpose(-1, -2) @ (q[at].to(dtype) * share)
+            dq[tile] = (d_scores @ k[tile].to(dtype)).mul_(share)
+            dk[tile] = d_scores.transpose(-1, -2) @ (q[tile].to(dtype) * share)
         return dq, dk, dv
 
 
 def drops_in_tiles(context: DispatchContext) -> bool:
     """Whether the CPU's engines draw the dropout of this call in tiles.
 
-    They do for tensors on the CPU with more than a few pairs, if fused kernels may run. Exported graphs and score
-    terms are excluded, and probabilities that 16 bits round to 0 or 1.
+    They do for tensors on the CPU with more than a few pairs, if fused kernels may run. They do not in exported
+    graphs, with score terms, or for a probability that :data:`BITS` bits round to 0 or 1.
     """
     call = context.call
     if not call.dropout or context.device != "cpu" or context.exporting or call.score_mod is not None:
@@ -270,15 +271,15 @@ def drops_in_tiles(context: DispatchContext) -> bool:
 def random_bits(count: int, seed: int, label: tuple[int, ...]) -> Tensor:
     """``count`` random int16, determined by ``seed`` and ``label``.
 
-    Computed as a hash of counters: MurmurHash3's finalizer with two keys.
+    They are a hash of counters: MurmurHash3's finalizer with two keys.
     """
     for number in label:
         seed = _mixed(seed + number)
-    first, second = (_signed(_mixed(seed + number) >> 32) for number in (1, 2))
-    size = -(-count // 2)
-    x = _counters(1 << (size - 1).bit_length())[:size] ^ first
+    first_key, second_key = (_signed(_mixed(seed + number) >> 32) for number in (1, 2))
+    size = -(-count // 2)  # each int32 gives two int16
+    x = _counters(1 << (size - 1).bit_length())[:size] ^ first_key
     shifted = torch.empty_like(x)
-    for shift, factor, key in ((16, 0x85EBCA6B, second), (13, 0xC2B2AE35, 0), (16, 1, 0)):
+    for shift, factor, key in ((16, 0x85EBCA6B, second_key), (13, 0xC2B2AE35, 0), (16, 1, 0)):
         x ^= torch.bitwise_right_shift(x, shift, out=shifted).bitwise_and_((1 << (32 - shift)) - 1)
         if factor > 1:
             x.mul_(_signed(factor)).add_(key)
@@ -306,17 +307,18 @@ def _signed(number: int) -> int:
 def _tiles(q: Tensor, k: Tensor, mask: Tensor | None) -> Iterator[tuple[tuple[slice, slice], Tensor | None]]:
     """Index and additive mask of every tile: some heads of a batch item, or several batch items."""
     batch, heads, rows, columns = *q.shape[:3], k.shape[2]
-    fitting = max(1, MAX_TILE_PAIRS // (rows * columns))
+    max_heads = max(1, MAX_TILE_PAIRS // (rows * columns))
+    max_items = max(1, max_heads // heads)
     if mask is not None:
         mask = mask.expand(batch, heads, -1, -1)
-    for item in range(0, batch, step := max(1, fitting // heads)):
-        for head in range(0, heads, fitting):
-            at = slice(item, item + step), slice(head, head + fitting)
-            yield at, None if mask is None else mask[at]
+    for item in range(0, batch, max_items):
+        for head in range(0, heads, max_heads):
+            tile = slice(item, item + max_items), slice(head, head + max_heads)
+            yield tile, None if mask is None else mask[tile]
 
 
 def _softmax(q: Tensor, k: Tensor, mask: Tensor | None, scale: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Softmax weights and log-sum-exp of a tile. The largest score and its weight give the log-sum-exp."""
+    """Softmax weights and log-sum-exp of a tile: the largest score minus the logarithm of its weight."""
     scores = (q.to(dtype) * scale) @ k.to(dtype).transpose(-1, -2)
     if mask is not None:
         scores.add_(mask)

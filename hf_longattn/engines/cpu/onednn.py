@@ -24,8 +24,8 @@ def cpu_computes_bf16() -> bool:
 
 
 def check_bf16(instead: str) -> None:
-    """Raise :class:`BackendError` if the processor lacks bf16: a product would take minutes. The message suggests
-    ``instead``."""
+    """Raise :class:`BackendError` if the processor lacks bf16, since a product would take minutes. The message says to
+    choose ``instead``."""
     if not cpu_computes_bf16():
         raise BackendError(f"This processor computes no bf16 (it needs avx512_bf16 or AMX); choose {instead}.")
 
@@ -36,11 +36,12 @@ def pack_int8(weight: Tensor) -> Tensor:
 
 
 def int8_product(x: Tensor, packed: Tensor, scale: Tensor, zeros: Tensor, dtype: Any) -> Tensor:
-    """int8 ``x (M, in)`` times a packed int8 weight times ``scale (out,)``, in ``dtype``; ``zeros (out,)`` int32 are
-    zero points.
+    """int8 ``x (M, in)`` times a weight of :func:`pack_int8` times ``scale (out,)``: ``(M, out)`` in ``dtype``.
 
     VNNI multiplies unsigned by signed numbers. Without AMX, oneDNN has only its reference code for signed inputs,
     which is thousands of times slower, so inputs are shifted to 0 … 255. Sums are exact either way.
+
+    zeros: ``(out,)`` int32, the weight's zero points.
     """
     zero = 0 if has_amx() else 128
     x = x.view(torch.uint8).bitwise_xor(zero) if zero else x  # flipping the sign bit adds 128
@@ -58,12 +59,13 @@ def mkl_is_slow() -> bool:
         warn_missing("fp32_linear")
         return False
     processor = torch.cpu.get_capabilities()
-    of_amd = "AMD" in str(processor.get("cpu_name", ""))
-    return torch.backends.mkl.is_available() and of_amd and bool(processor.get("avx512_f"))
+    is_amd = "AMD" in str(processor.get("cpu_name", ""))
+    return torch.backends.mkl.is_available() and is_amd and bool(processor.get("avx512_f"))
 
 
 def fp32_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """fp32 ``x (…, in)`` times ``weight (out, in)`` plus ``bias (out,)`` by oneDNN. It computes no gradients."""
+    """fp32 ``x (…, in)`` times the transpose of ``weight (out, in)`` plus ``bias (out,)``, by oneDNN. It has no
+    gradients."""
     return look_up("fp32_linear")(x, weight, bias, "none", [], "")
 
 

@@ -6,6 +6,8 @@ or selected blocks. This file implements everything that sources share:
 - the operator for autograd and graphs, with loops over the parts forward and backward;
 - merging the parts by log-sum-exp (:mod:`.kernels` has the equations);
 - dropout, gradients of score terms, and faster calls for few keys and for single queries in half precision.
+
+Names with ``d_`` are gradients.
 """
 
 from __future__ import annotations
@@ -38,28 +40,28 @@ from .kernels import (
 
 
 class Side(ABC):
-    """The queries or the keys of a part: some tokens of ``x (b, H, N, …)``."""
+    """Which queries or which keys a part has: some tokens of ``x (b, H, N, …)``."""
 
     copies: ClassVar[bool] = False
     """Whether :meth:`of` returns a copy, not a view."""
 
     @abstractmethod
     def of(self, x: Any) -> Tensor:
-        """The side's tokens of ``x``, ``(n, H, size, …)``."""
+        """These tokens of ``x``, ``(n, H, size, …)``."""
 
     def put(self, x: Any, values: Tensor) -> None:
-        """Write ``values (n, H, size, …)`` to the side's tokens of ``x``."""
+        """Write ``values (n, H, size, …)`` to these tokens of ``x``."""
         self.of(x).copy_(values)
 
     @abstractmethod
     def add(self, x: Any, values: Tensor) -> None:
-        """Add ``values (n, H, size, …)`` to the side's tokens of ``x``. A token may occur several times."""
+        """Add ``values (n, H, size, …)`` to these tokens of ``x``. A token may occur several times."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Runs(Side):
-    """``rows`` runs of equally spaced tokens, as a view. Run i has the tokens ``start + i * step + j * stride`` for j
-    < size.
+    """``rows`` runs of equally spaced tokens, as a view. Run i has the tokens ``start + i * step + j * stride`` with
+    j < size.
 
     first_writer: whether the tokens occur once, and nothing was written to them before. :meth:`add` then does not read
         ``x``.
@@ -80,11 +82,12 @@ class Runs(Side):
             self.put(x, values)
             return
         runs, width = self, self.size
-        if self.rows > 1 and self.step == 0:
-            runs, values = dataclasses.replace(self, rows=1), values.sum(0, keepdim=True, dtype=x.dtype)
-        # runs may overlap; add pieces of at most one step, which do not
+        if self.rows > 1 and self.step == 0:  # every run has the same tokens
+            runs = dataclasses.replace(self, rows=1)
+            values = values.sum(0, keepdim=True, dtype=x.dtype)
+        # runs may overlap; pieces of at most one step do not, and are added at once
         elif self.rows > 1 and (self.rows - 1) * self.step >= self.stride:
-            if self.step % self.stride:
+            if self.step % self.stride:  # a step is no whole number of tokens: add run by run
                 for number, row in enumerate(values.split(1)):
                     dataclasses.replace(self, start=self.start + number * self.step, rows=1).add(x, row)
                 return
@@ -99,20 +102,19 @@ class Runs(Side):
 
 
 def tokens_of(*pairs: tuple[Side, Any]) -> list[Tensor]:
-    """:meth:`Side.of` for each pair of a side and a tensor. One call per part, because a band has a part for each
-    block at its edges."""
-    found = []
+    """:meth:`Side.of` for all tensors of a part in one call, which saves time if there are many parts."""
+    tokens = []
     for side, x in pairs:
         if not isinstance(side, Runs):
-            found.append(side.of(x))
+            tokens.append(side.of(x))
         elif side.rows == 1 and side.stride == 1:
-            found.append(x.narrow(2, side.start, side.size))
+            tokens.append(x.narrow(2, side.start, side.size))
         else:
             _, by_head, by_token, *inner = x.stride()
             shape = (side.rows, x.shape[1], side.size, *x.shape[3:])
             strides = (side.step * by_token, by_head, side.stride * by_token, *inner)
-            found.append(x.as_strided(shape, strides, x.storage_offset() + side.start * by_token))
-    return found
+            tokens.append(x.as_strided(shape, strides, x.storage_offset() + side.start * by_token))
+    return tokens
 
 
 @dataclasses.dataclass(frozen=True)
@@ -269,12 +271,12 @@ def part_backward(
     # A score term needs the gradient of the scores, which the fused kernel does not return.
     if k.shape[2] <= MAX_PLAIN_KEYS or part.of_scores is not None or part.memory is not None:
         grad, q, k, v, out = (x.to(lse.dtype) for x in (grad, q, k, v, out))
-        of_scores, weights = plain_gradients(part.mask, scale, grad, q, k, v, out, lse, part.memory)
+        d_scores, weights = plain_gradients(part.mask, scale, grad, q, k, v, out, lse, part.memory)
         if part.of_scores is not None:
-            part.of_scores(of_scores)
+            part.of_scores(d_scores)
         products = (
-            (part.queries, of_scores, k, scale),
-            (part.keys, of_scores.mT, q, scale),
+            (part.queries, d_scores, k, scale),
+            (part.keys, d_scores.mT, q, scale),
             (part.keys, weights.mT, grad, 1.0),
         )
         for total, (side, left, right, factor) in zip(totals, products, strict=True):
@@ -339,49 +341,46 @@ def softmax_forward(
     Returns:
         Output ``(B, H, Nq, D)``, stored token-major, and log-sum-exp ``(B, H, Nq)``.
     """
-    parts_of = SOURCES[source_name](q, k, v, learned, fixed, numbers, dropout, seed)
-    drops = parts_of.dropout
-    out, lse = empty_results(parts_of.q, parts_of.dtype)
-    parts_of.prepare(out, lse)
+    parts_source = SOURCES[source_name](q, k, v, learned, fixed, numbers, dropout, seed)
+    drops = parts_source.dropout
+    out, lse = empty_results(parts_source.q, parts_source.dtype)
+    parts_source.prepare(out, lse)
     results: Any
-    for number, scope in enumerate(parts_of.scopes(backward=False)):
-        queries, keys, values = scope.read("q", parts_of.q), scope.read("k", k), scope.read("v", v)
-        into, whole = (scope.into("out", out), scope.into("lse", lse)), scope.whole
+    for number, scope in enumerate(parts_source.scopes(backward=False)):
+        queries, keys, values = scope.read("q", parts_source.q), scope.read("k", k), scope.read("v", v)
+        scope_out, scope_lse = scope.into("out", out), scope.into("lse", lse)
         for part in scope.parts:
-            by_query, by_key = part.queries, part.keys
-            earlier = ((by_query, into[0]), (by_query, into[1])) if part.merges or not by_query.copies else ()
-            rows, of_keys, of_values, *written = tokens_of(
-                (by_query, queries), (by_key, keys), (by_key, values), *earlier
-            )
+            # Read the part's tensors, and the results that its queries have so far: views, or copies to merge with.
+            q_side, k_side = part.queries, part.keys
+            earlier = ((q_side, scope_out), (q_side, scope_lse)) if part.merges or not q_side.copies else ()
+            part_q, part_k, part_v, *written = tokens_of((q_side, queries), (k_side, keys), (k_side, values), *earlier)
             if drops is not None:
-                results = drops.forward((number, *part.label), rows, of_keys, of_values, part.mask, scale)
-            elif part.merges and of_keys.shape[2] <= MAX_PLAIN_KEYS:
-                results = few_keys(rows, of_keys, of_values, part.mask, scale)
-            elif rows.shape[2] == 1 and rows.element_size() < 4:
-                mask = _doubled_mask(part.mask)
-                results = tuple(
-                    x[:, :, :1] for x in flash(*_doubled(rows), of_keys, of_values, attn_mask=mask, scale=scale)
-                )
+                results = drops.forward((number, *part.label), part_q, part_k, part_v, part.mask, scale)
+            elif part.merges and part_k.shape[2] <= MAX_PLAIN_KEYS:
+                results = few_keys(part_q, part_k, part_v, part.mask, scale)
+            elif part_q.shape[2] == 1 and part_q.element_size() < 4:
+                two = flash(*_doubled(part_q), part_k, part_v, attn_mask=_doubled_mask(part.mask), scale=scale)
+                results = tuple(x[:, :, :1] for x in two)
             else:
-                results = flash(rows, of_keys, of_values, 0.0, part.causal, attn_mask=part.mask, scale=scale)
+                results = flash(part_q, part_k, part_v, 0.0, part.causal, attn_mask=part.mask, scale=scale)
 
             # If the kernel's tensors cover the batch in the right layout, they are the result. This saves a copy.
-            if whole and results[0].stride() == out.stride() and results[1].stride() == lse.stride():
+            if scope.whole and results[0].stride() == out.stride() and results[1].stride() == lse.stride():
                 if sink_scores is not None:
                     merge_sinks(results[0], results[1], sink_scores)
                 return results
             if part.merges:
                 merge_into(written[0], written[1], *results)
                 results = written
-            if by_query.copies:
-                by_query.put(into[0], results[0])
-                by_query.put(into[1], results[1])
+            if q_side.copies:
+                q_side.put(scope_out, results[0])
+                q_side.put(scope_lse, results[1])
             elif not part.merges:
                 written[0].copy_(results[0])
                 written[1].copy_(results[1])
         scope.finish({"out": out, "lse": lse})
-    if parts_of.may_see_nothing or sink_scores is not None:
-        _finish(out, lse, parts_of.may_see_nothing, sink_scores)
+    if parts_source.may_see_nothing or sink_scores is not None:
+        _finish(out, lse, parts_source.may_see_nothing, sink_scores)
     return out, lse
 
 
@@ -417,39 +416,40 @@ def cpu_softmax_backward(
     seed: Tensor | None,
 ) -> list[Tensor]:
     """The gradients of q, k and v in :func:`cpu_softmax`, then those of the learned tensors if ``learns``."""
-    parts_of = SOURCES[source_name](q, k, v, learned, fixed, numbers, dropout, seed, learns)
-    inputs = {"grad": grad, "q": parts_of.q, "k": k, "v": v, "out": out, "lse": lse}
-    sums = parts_of.sums()
+    parts_source = SOURCES[source_name](q, k, v, learned, fixed, numbers, dropout, seed, learns)
+    inputs = {"grad": grad, "q": parts_source.q, "k": k, "v": v, "out": out, "lse": lse}
+    sums = parts_source.sums()
+    names = ("dq", "dk", "dv")
     results: list[Tensor] | None = None
-    for number, scope in enumerate(parts_of.scopes(backward=True)):
+    for number, scope in enumerate(parts_source.scopes(backward=True)):
         tensors = {name: scope.read(name, x) for name, x in inputs.items()}
-        names = ("dq", "dk", "dv")
-        totals, whole = [scope.into(name, x) for name, x in zip(names, sums, strict=True)], scope.whole
+        totals = [scope.into(name, x) for name, x in zip(names, sums, strict=True)]
         for part in scope.parts:
-            of_part = tokens_of(
-                *((part.keys if name in ("k", "v") else part.queries, x) for name, x in tensors.items())
-            )
-            gradients = part_backward(part, (number, *part.label), of_part, totals, scale, parts_of.dropout)
+            pairs = [(part.keys if name in ("k", "v") else part.queries, x) for name, x in tensors.items()]
+            part_inputs = tokens_of(*pairs)
+            gradients = part_backward(part, (number, *part.label), part_inputs, totals, scale, parts_source.dropout)
             if gradients is not None:
-                if whole and all(x.stride() == total.stride() for x, total in zip(gradients, totals, strict=True)):
+                # As in the forward pass, tensors of the kernel may be the result.
+                same_layout = (x.stride() == total.stride() for x, total in zip(gradients, totals, strict=True))
+                if scope.whole and all(same_layout):
                     results = [*gradients]
                     break
                 for total, side, gradient in zip(totals, (part.queries, part.keys, part.keys), gradients, strict=True):
                     side.add(total, gradient)
             if part.overrides:  # its queries get no gradients from other parts
                 tensors["grad"] = tensors["grad"].clone()
-                part.queries.put(tensors["grad"], torch.zeros_like(of_part[0]))
+                part.queries.put(tensors["grad"], torch.zeros_like(part_inputs[0]))
         scope.finish(dict(zip(names, sums, strict=True)))
-    of_learned = []
+    d_learned = []
     if learns:
-        of_learned = [x.to(like.dtype) for x, like in zip(parts_of.learned_gradients(), learned, strict=True)]
+        d_learned = [x.to(like.dtype) for x, like in zip(parts_source.learned_gradients(), learned, strict=True)]
     if results is None:
         results = []
         for total, x in zip(sums, token_major(q.dtype, q, k, v), strict=True):
             if (total.dtype, total.stride()) != (x.dtype, x.stride()):
                 total = x.copy_(total)
             results.append(total)
-    return [*results, *of_learned]
+    return [*results, *d_learned]
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -460,22 +460,23 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
 
 
 def _backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Any, ...]:
+    """The gradients of all arguments of :func:`cpu_softmax`."""
     out, lse, seed, sinks, q, k, v, *tensors = ctx.saved_tensors
     learned, fixed = tensors[: ctx.learned], tensors[ctx.learned :]
     learns = any(ctx.needs_input_grad[4])
-    dq, dk, dv, *of_learned = cpu_softmax_backward(
+    dq, dk, dv, *d_learned = cpu_softmax_backward(
         grad, out, lse, learns, ctx.source_name, q, k, v, learned, fixed, *ctx.settings, seed
     )
     # For an argument that is a list, PyTorch expects a list of gradients, or a single None if the list contains None.
-    of_fixed = None if any(x is None for x in fixed) else [None] * len(fixed)
+    d_fixed = None if any(x is None for x in fixed) else [None] * len(fixed)
     if not learns:
-        of_learned = [None] * len(learned)
-    of_sinks = None
+        d_learned = [None] * len(learned)
+    d_sinks = None
     if sinks is not None:  # a sink has the value 0, so the gradient of its score is -weight · (grad · out)
         weights = (sinks.to(lse.dtype)[:, None] - lse).exp()
-        of_sinks = -(weights * (grad.to(lse.dtype) * out).sum(-1)).sum((0, 2)).to(sinks.dtype)
-    of_settings = [None] * len(ctx.settings)
-    return None, dq, dk, dv, of_learned, of_fixed, *of_settings, None, of_sinks
+        d_sinks = -(weights * (grad.to(lse.dtype) * out).sum(-1)).sum((0, 2)).to(sinks.dtype)
+    d_settings = [None] * len(ctx.settings)
+    return None, dq, dk, dv, d_learned, d_fixed, *d_settings, None, d_sinks
 
 
 def _empty_gradients(*arguments: Any) -> list[Tensor]:

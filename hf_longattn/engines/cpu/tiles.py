@@ -1,9 +1,9 @@
 """The path ``cpu-gathered``: tiles of query-key pairs in calls of PyTorch's fused CPU kernel.
 
-Tile rows of equally spaced tokens, with a constant step from row to row, are read as a strided *view*. Other rows are
-gathered by index. A few rows are computed at a time, so that gathered tokens stay in the CPU cache and their memory is
-reused. The layout of these calls depends on the tile and on numbers such as lengths, not on q, k and v. It is cached
-as long as the tile's index tensors exist.
+If the tokens of a tile's rows are equally spaced, with a constant step from row to row, they are read as a strided
+*view*. Otherwise they are gathered by index. A call computes a few rows, so that gathered tokens stay in the CPU cache
+and their memory is reused. The layout of the calls depends on the tile and on numbers such as lengths, not on q, k and
+v. It is cached as long as the tile's index tensors exist.
 """
 
 from __future__ import annotations
@@ -24,12 +24,13 @@ from .softmax import Part, Runs, Scope, Side, Source, source
 
 CHUNK_BYTES = 800
 """Estimated size of a :class:`Chunk`, in bytes."""
-MAX_DISTANCE, POSITION_OFFSET = 1 << 30, 1 << 28
-"""A number larger than any distance, and a number larger than any position. The offset keeps relative positions
-positive."""
+MAX_DISTANCE = 1 << 30
+"""A number larger than any distance."""
+POSITION_OFFSET = 1 << 28
+"""A number larger than any position. It is added to relative positions, since a negative key is an empty slot."""
 NO_PAIR, NO_MASK, KEY_MASK, PAIR_MASK = -1, 0, 1, 2
-"""Mask types of a tile row: nothing visible (row skipped), no mask, one mask over keys for all queries, a mask over
-query-key pairs."""
+"""Which mask a tile row needs. NO_PAIR: no pair is visible, and the row is skipped. NO_MASK: every pair is visible.
+KEY_MASK: all queries see the same keys. PAIR_MASK: queries see different keys."""
 
 
 class Bounds(NamedTuple):
@@ -43,6 +44,7 @@ class Bounds(NamedTuple):
 
     @classmethod
     def of(cls, tile: GatherTile) -> Bounds:
+        """The bounds of a tile's ``causal``, ``inside`` and ``outside``."""
         low, high = tile.inside or (-MAX_DISTANCE, MAX_DISTANCE)
         if tile.causal:
             low = max(low, 0)
@@ -60,8 +62,8 @@ class TileSpec(NamedTuple):
 
 
 class _Row(NamedTuple):
-    """One tile row: tokens ``start + i * stride`` for i < size, in slots from ``slot`` on. The next row starts at
-    ``start + step``."""
+    """A tile row of equally spaced tokens: ``start + i * stride`` for i < size, in slots from ``slot`` on. The next
+    row starts at ``start + step``."""
 
     start: int
     stride: int
@@ -82,12 +84,12 @@ class Chunk(NamedTuple):
     slots: slice
     key_slots: slice
     queries: Runs | None
-    """``None`` if tokens are gathered by index."""
     keys: Runs | None
+    """The tokens to view; ``None`` if tokens are gathered by index."""
     need: int
-    """NO_MASK, KEY_MASK or PAIR_MASK."""
+    """The mask that the call needs: NO_MASK, KEY_MASK or PAIR_MASK."""
     holes: bool
-    """Whether some listed query is an empty slot."""
+    """Whether some query slot is empty, and queries are gathered."""
 
 
 class Limits(NamedTuple):
@@ -105,37 +107,40 @@ MAX_MASK = 1 << 18
 
 
 class Layout(NamedTuple):
-    """Calls of one tile: one list per batch item, or one list for all. ``complete``: whether every query is in a
-    call."""
+    """The calls of one tile."""
 
     chunks: tuple[tuple[Chunk, ...], ...]
+    """One list of calls per batch item, or one list for all."""
     complete: bool
+    """Whether every query is in a call."""
 
 
 def layout(spec: TileSpec, heads: int, q_len: int, limits: Limits) -> Layout:
-    """The layout of a tile, cached for its index tensors."""
+    """The layout of a tile, cached as long as the tile's index tensors exist."""
 
     def make() -> Layout:
-        query_runs, key_runs = _runs(spec.queries), _runs(spec.keys)
-        needs = _needs(spec, [run is not None for run in key_runs])
+        query_rows, key_rows = _equal_steps(spec.queries), _equal_steps(spec.keys)
+        # Mask types, and whether some query slot is empty, (B or 1, H or 1, R).
+        needs = _needs(spec, [row is not None for row in key_rows])
         empty = (spec.queries < 0).any(-1).expand(needs.shape)
         per_head = max(needs.shape[1], spec.keys.shape[1]) > 1
         shared = needs.shape[:2] == (1, 1)
         listed = int((spec.queries >= 0).sum((-1, -2)).min())
         items = []
         for need, holes in zip(needs.tolist(), empty.tolist(), strict=True):
-            signature = need[0]
+            # Calls have rows with equal masks. If heads or items differ, all rows count as those with the most mask.
+            row_needs = need[0]
             if not shared:
-                signature = [max(map(max, need))] * len(need[0])
+                row_needs = [max(map(max, need))] * len(need[0])
             chunks = []
-            for first, count, (q_run, k_run) in _groups(signature, query_runs, key_runs):
-                for chunk in _cut(spec, first, count, q_run, k_run, heads, per_head, limits, signature[first]):
-                    some_heads = need[chunk.heads] if len(need) > 1 else need
-                    rows = [row for head in some_heads for row in head[chunk.rows]]
-                    highest = max(rows)
+            for first, count, (q_row, k_row) in _groups(row_needs, query_rows, key_rows):
+                for chunk in _cut(spec, first, count, q_row, k_row, heads, per_head, limits, row_needs[first]):
+                    chunk_heads = need[chunk.heads] if len(need) > 1 else need
+                    chunk_needs = [row_need for head in chunk_heads for row_need in head[chunk.rows]]
+                    highest = max(chunk_needs)
                     if highest == NO_PAIR:
                         continue
-                    if NO_PAIR in rows:
+                    if NO_PAIR in chunk_needs:  # these rows must be hidden
                         highest = max(highest, KEY_MASK)
                     has_holes = chunk.queries is None and any(any(head[chunk.rows]) for head in holes)
                     chunks.append(chunk._replace(need=highest, holes=has_holes))
@@ -148,8 +153,10 @@ def layout(spec: TileSpec, heads: int, q_len: int, limits: Limits) -> Layout:
 
 
 def _needs(spec: TileSpec, viewed: list[bool]) -> Tensor:
-    """Mask type of every tile row, ``(B or 1, H or 1, R)``: NO_PAIR to PAIR_MASK. Empty key slots of views need no
-    mask."""
+    """The mask type of every tile row, ``(B or 1, H or 1, R)``: NO_PAIR to PAIR_MASK.
+
+    viewed: for each row, whether its keys are read as a view. Empty key slots then need no mask.
+    """
     queries, keys, bias, bounds = spec
     real = queries >= 0
     shape = torch.broadcast_shapes(queries.shape[:3], keys.shape[:3])
@@ -157,6 +164,8 @@ def _needs(spec: TileSpec, viewed: list[bool]) -> Tensor:
         shape = torch.broadcast_shapes(shape, bias.shape[:3])
     if bounds == Bounds() and bias is None and bool(real.all()) and bool((keys >= 0).all()):
         return torch.full(shape, NO_MASK)
+    # For each key of a row, (…, R, Tk): the range of distances from the row's queries, and whether it is visible to
+    # none or to all of them.
     nearest = queries.masked_fill(~real, MAX_DISTANCE).amin(-1, keepdim=True) - keys
     farthest = queries.amax(-1, keepdim=True) - keys
     empty = keys < 0
@@ -165,7 +174,8 @@ def _needs(spec: TileSpec, viewed: list[bool]) -> Tensor:
     never = never | ((nearest >= bounds.hidden_low) & (farthest <= bounds.hidden_high))
     always = always & ((farthest < bounds.hidden_low) | (nearest > bounds.hidden_high))
     if bias is not None and bias.dtype == torch.bool:
-        never, always = never | ~bias.any(-2), always & bias.all(-2)
+        never = never | ~bias.any(-2)
+        always = always & bias.all(-2)
     hidden = never & ~(empty & torch.tensor(viewed)[:, None])
     need = torch.where((~never & ~always).any(-1), PAIR_MASK, torch.where(hidden.any(-1), KEY_MASK, NO_MASK))
     if bias is not None and bias.dtype != torch.bool:
@@ -173,17 +183,21 @@ def _needs(spec: TileSpec, viewed: list[bool]) -> Tensor:
     return need.masked_fill(never.all(-1), NO_PAIR).expand(shape)
 
 
-def _runs(index: Tensor) -> list[_Row | None]:
-    """Start, stride and size of each row of ``index (B, H, R, T)``; ``None`` for a row that is not equally spaced, and
-    for every row if there are several items or heads, or if the step between rows changes often."""
+def _equal_steps(index: Tensor) -> list[_Row | None]:
+    """The rows of ``index (B, H, R, T)`` whose tokens are equally spaced; ``None`` in place of other rows.
+
+    Every row is ``None`` if there are several items or heads, or if the step between rows changes often.
+    """
     if index.shape[:2] != (1, 1):
         return [None] * index.shape[2]
+    # What each row would be if its tokens were equally spaced: their number, and the slot and position of the first.
     index = index[0, 0]
     real = index >= 0
     size, slot = real.sum(-1), real.int().argmax(-1)
     start = index.gather(1, slot[:, None])[:, 0]
-    following = index.gather(1, (slot + 1).clamp(max=index.shape[1] - 1)[:, None])[:, 0]
-    stride = torch.where(size > 1, following - start, 1)
+    second = index.gather(1, (slot + 1).clamp(max=index.shape[1] - 1)[:, None])[:, 0]
+    stride = torch.where(size > 1, second - start, 1)
+    # Whether they are.
     nth = torch.arange(index.shape[1]) - slot[:, None]
     within = (nth >= 0) & (nth < size[:, None])
     exact = (
@@ -194,18 +208,22 @@ def _runs(index: Tensor) -> list[_Row | None]:
     )
     if int((start.diff().diff() != 0).sum()) > len(index) // 4 + 4:
         return [None] * len(index)
-    numbers = zip(exact.tolist(), start.tolist(), stride.tolist(), size.tolist(), slot.tolist(), strict=True)
-    return [_Row(a, d, n, at) if good else None for good, a, d, n, at in numbers]
+    numbers = zip(start.tolist(), stride.tolist(), size.tolist(), slot.tolist(), strict=True)
+    return [_Row(*row) if is_exact else None for is_exact, row in zip(exact.tolist(), numbers, strict=True)]
 
 
 def _groups(needs: list[int], *sides: list[_Row | None]) -> Iterator[tuple[int, int, list[_Row | None]]]:
-    """Group neighbouring rows of equal shape, need and step.
+    """Group neighbouring rows of equal shape, mask type and step.
 
-    Yields the index of the first row, the number of rows, and for queries and keys the first :class:`_Row`, or
-    ``None`` if the rows are not equally spaced.
+    Args:
+        needs: the mask type of each row.
+        sides: the rows of queries, and the rows of keys, from :func:`_equal_steps`.
+    Yields:
+        The index of a group's first row, the number of rows, and for queries and keys the first :class:`_Row` with the
+        step of the group, or ``None`` if the rows are not equally spaced.
     """
     shapes = [[None if row is None else row[1:4] for row in side] for side in sides]
-    equal = list(zip(needs, *shapes, strict=True))
+    looks = list(zip(needs, *shapes, strict=True))  # equal for rows that may be in one group
     starts = [[0 if row is None else row.start for row in side] for side in sides]
     steps = list(zip(*([b - a for a, b in itertools.pairwise(side)] for side in starts), strict=True))
     first = 0
@@ -213,18 +231,18 @@ def _groups(needs: list[int], *sides: list[_Row | None]) -> Iterator[tuple[int, 
         last = first
         while (
             last + 1 < len(needs)
-            and equal[last + 1] == equal[first]
+            and looks[last + 1] == looks[first]
             and min(steps[last]) >= 0
             and steps[last] == steps[first]
         ):
             last += 1
-        joined: list[_Row | None] = []
+        first_rows: list[_Row | None] = []
         for side in sides:
-            row, following = side[first], side[min(first + 1, last)]
-            if row is not None and following is not None:
-                row = row._replace(step=following.start - row.start)
-            joined.append(row)
-        yield first, last + 1 - first, joined
+            row, second = side[first], side[min(first + 1, last)]
+            if row is not None and second is not None:
+                row = row._replace(step=second.start - row.start)
+            first_rows.append(row)
+        yield first, last + 1 - first, first_rows
         first = last + 1
 
 
@@ -239,34 +257,40 @@ def _cut(
     limits: Limits,
     need: int,
 ) -> Iterator[Chunk]:
-    """Cut ``count`` equal rows into calls within ``limits``.
+    """Cut a group of ``count`` equal rows, from row ``first`` on, into calls within ``limits``.
 
-    A call is filled with slots of one row first. If heads differ (``per_head``), rows are added next, then heads;
-    otherwise heads, then rows.
+    A call is filled with query slots of one row first. If heads differ (``per_head``), rows are added next, then
+    heads. Otherwise heads are added next, then rows.
+
+    Args:
+        queries, keys: the first row of the group, see :func:`_groups`.
+        need: the mask type of all rows.
     """
+    # Queries and keys of a row, and the first slots in use.
     size, first_slot = spec.queries.shape[-1], 0
     if queries is not None:
         size, first_slot = queries.size, queries.slot
     width, most_keys, key_slots = spec.keys.shape[-1], limits.keys, slice(None)
     if keys is not None:
         width, most_keys, key_slots = keys.size, limits.viewed, slice(keys.slot, keys.slot + keys.size)
+    # Query slots of a row in a call, then how many such pieces of rows, over heads, fit into a call.
     aligned = queries is not None and keys is not None and queries.step == keys.step
     slots = min(size, limits.queries)
     if need == PAIR_MASK:
         slots = min(slots, max(32, MAX_MASK // width))
-    units = min(limits.queries // slots, most_keys // width)
+    pieces = min(limits.queries // slots, most_keys // width)
     if need == PAIR_MASK and not aligned:
         masks = MAX_MASK // (slots * width)
         if not per_head:  # one mask serves all heads
             masks *= heads
-        units = min(units, masks)
-    units = max(1, units)
+        pieces = min(pieces, masks)
+    pieces = max(1, pieces)
     if per_head:
-        rows_per_call = min(count, units)
-        heads_per_call = min(heads, max(1, units // rows_per_call))
+        rows_per_call = min(count, pieces)
+        heads_per_call = min(heads, max(1, pieces // rows_per_call))
     else:
-        heads_per_call = min(heads, units)
-        rows_per_call = min(count, max(1, units // heads_per_call))
+        heads_per_call = min(heads, pieces)
+        rows_per_call = min(count, max(1, pieces // heads_per_call))
     for low in range(0, size, slots):
         length = min(slots, size - low)
         slot = first_slot + low
@@ -287,21 +311,25 @@ def _cut(
 
 FORWARD_LIMITS = Limits(queries=24576, keys=4096, viewed=1 << 40)
 BACKWARD_LIMITS = Limits(queries=3072, keys=4096, viewed=24576)
-"""Size limits of one kernel call, forward and backward. Results fit into the CPU cache, and the next call reuses their
-memory."""
+"""Size limits of one kernel call in the forward and in the backward pass. Within them, results fit into the CPU cache,
+and the next call reuses their memory."""
 
 
 class TokenTable:
     """``x (B, H, N)`` or ``(B, H, N, D)``, and its view as a table ``(rows, …)`` for index_select. Gathered tokens
-    reuse one buffer."""
+    reuse one buffer.
+
+    The token at (b, h, n) is the row ``(b, h, n) · steps`` of the table.
+    """
 
     def __init__(self, name: str, x: Tensor) -> None:
         self.name, self.width, self.buffer = name, math.prod(x.shape[3:]), x.new_empty(0)
-        uneven = any(n > 1 and step % self.width for n, step in zip(x.shape[:3], x.stride(), strict=False))
+        # A view needs strides that are whole numbers of tokens.
+        uneven = any(n > 1 and stride % self.width for n, stride in zip(x.shape[:3], x.stride(), strict=False))
         if uneven or (x.dim() == 4 and x.stride(3) != 1):
             x = x.contiguous()
         self.values = x
-        self.steps = tuple(step // self.width for step in x.stride()[:3])
+        self.steps = tuple(stride // self.width for stride in x.stride()[:3])
         rows = 1 + sum((n - 1) * step for n, step in zip(x.shape[:3], self.steps, strict=True))
         self.rows = x.as_strided((rows, *x.shape[3:]), (self.width, 1)[: x.dim() - 2], x.storage_offset())
 
@@ -321,7 +349,7 @@ class _Viewed(Side):
         self.runs.add(table.values[self.at], values)
 
     def positions(self) -> Tensor:
-        """``(rows, heads or 1, T)`` int32."""
+        """The tokens' positions, ``(rows, 1, T)`` int32."""
         runs = self.runs
         first = torch.arange(runs.rows, dtype=torch.int32)[:, None, None] * runs.step
         return first + (torch.arange(runs.size, dtype=torch.int32) * runs.stride + runs.start)
@@ -337,11 +365,12 @@ class _Gathered(Side):
     listed: Tensor
     holes: bool
     indices: dict[tuple[int, ...], Tensor] = dataclasses.field(default_factory=dict)
-    """Strides of a :class:`TokenTable` -> the tokens' indices into it, ``(rows · T · heads,)``."""
+    """Steps of a :class:`TokenTable` -> result of :meth:`index`."""
 
     copies: ClassVar[bool] = True
 
     def index(self, table: TokenTable) -> Tensor:
+        """The rows of ``table`` with these tokens, ``(rows · T · heads,)``. Empty slots give an arbitrary row."""
         if table.steps not in self.indices:
             by_item, by_head, by_token = table.steps
             offset = torch.arange(self.heads.start, self.heads.stop) * by_head + self.item * by_item
@@ -354,7 +383,8 @@ class _Gathered(Side):
         An empty slot holds an arbitrary token. In a table of log-sum-exps it holds 1e30, so that its weights are 0.
         """
         index = self.index(table)
-        if table.buffer.numel() < (size := len(index) * table.width):
+        size = len(index) * table.width
+        if table.buffer.numel() < size:
             table.buffer = table.values.new_empty(size)
         flat = table.buffer[:size].view(len(index), *table.values.shape[3:])
         torch.index_select(table.rows, 0, index, out=flat)
@@ -364,23 +394,24 @@ class _Gathered(Side):
         return tokens.transpose(1, 2)
 
     def put(self, table: TokenTable, values: Tensor) -> None:
-        index, values = self.index(table), values.transpose(1, 2).reshape(-1, *table.values.shape[3:])
+        index = self.index(table)
+        values = values.transpose(1, 2).reshape(-1, *table.values.shape[3:])
         if self.holes:
             filled = (self.listed >= 0).expand(-1, -1, self.heads.stop - self.heads.start).flatten()
             index, values = index[filled], values[filled]
         table.rows.index_copy_(0, index, values)
 
     def add(self, table: TokenTable, values: Tensor) -> None:
-        table.rows.index_add_(
-            0, self.index(table), values.to(table.values.dtype).transpose(1, 2).reshape(-1, table.width)
-        )
+        values = values.to(table.values.dtype).transpose(1, 2).reshape(-1, table.width)
+        table.rows.index_add_(0, self.index(table), values)
 
     def positions(self) -> Tensor:
+        """The tokens' positions, ``(rows, heads or 1, T)`` int32; -1 for an empty slot."""
         return self.listed.transpose(1, 2).to(torch.int32)
 
 
 class _Tile(Scope):
-    """One tile, with all batch items. ``tables``: the call's token tables by the names of their tensors."""
+    """One tile, with all batch items. ``tables``: name of a tensor -> its token table, for all tiles of a call."""
 
     def __init__(self, tables: dict[str, TokenTable], parts: Iterator[Part]) -> None:
         super().__init__(parts)
@@ -413,6 +444,7 @@ class Tiles(Source):
         self.tiles = [TileSpec(*tile) for tile in tiles]  # type: ignore[arg-type]
 
     def prepare(self, out: Tensor, lse: Tensor) -> None:
+        # The first tile overwrites results, and the others merge with them.
         first = layout(self.tiles[0], self.q.shape[1], self.q.shape[2], self.limits(backward=False))
         if self.key_mask is not None or not first.complete:
             out.zero_()
@@ -434,11 +466,12 @@ class Tiles(Source):
         return BACKWARD_LIMITS if backward or self.dropout else FORWARD_LIMITS
 
     def parts(self, tile: TileSpec, limits: Limits, merges: bool) -> Iterator[Part]:
-        """The parts of one tile. Parts whose keys are all padding are skipped."""
-        plan, number = layout(tile, self.q.shape[1], self.q.shape[2], limits), 0
+        """Yield the parts of one tile. Parts whose keys are all padding are skipped."""
+        chunks = layout(tile, self.q.shape[1], self.q.shape[2], limits).chunks
+        number = 0
         for item in range(len(self.q)):
             padding = padding_of(self.key_mask, item, self.dtype)
-            for chunk in plan.chunks[item % len(plan.chunks)]:
+            for chunk in chunks[item % len(chunks)]:
                 queries = side(tile.queries, item, chunk, chunk.slots, chunk.queries)
                 keys = side(tile.keys, item, chunk, slice(None), chunk.keys)
                 hidden = None
@@ -456,36 +489,44 @@ class Tiles(Source):
 
 
 def side(index: Tensor, item: int, chunk: Chunk, slots: slice, runs: Runs | None) -> _Viewed | _Gathered:
-    """The queries or the keys of a chunk."""
+    """The queries or the keys of a chunk.
+
+    Args:
+        index: the tile's ``queries`` or ``keys``.
+        slots: the slots to gather, if there are no ``runs`` to view.
+    """
     if runs is not None:
         return _Viewed((slice(item, item + 1), chunk.heads), runs)
     heads = chunk.heads if index.shape[1] > 1 else slice(None)
-    return _Gathered(
-        item, chunk.heads, index[item % index.shape[0], heads, chunk.rows, slots].permute(1, 2, 0), chunk.holes
-    )
+    listed = index[item % index.shape[0], heads, chunk.rows, slots].permute(1, 2, 0)
+    return _Gathered(item, chunk.heads, listed, chunk.holes)
 
 
 def chunk_mask(
     spec: TileSpec,
     item: int,
     chunk: Chunk,
-    of_queries: _Viewed | _Gathered,
-    of_keys: _Viewed | _Gathered,
+    q_side: _Viewed | _Gathered,
+    k_side: _Viewed | _Gathered,
     dtype: torch.dtype,
 ) -> Tensor | None:
-    """The mask of a call, broadcastable to ``(rows, heads, Tq, Tk)``, or None where every pair is visible."""
+    """The additive mask of a call, broadcastable to ``(rows, heads, Tq, Tk)``; ``None`` if every pair is visible.
+
+    q_side, k_side: the call's queries and keys, from :func:`side`.
+    """
     if chunk.need == NO_MASK:
         return None
+    # Rows with equal distances share a cached mask.
     q_run, k_run = chunk.queries, chunk.keys
-    single = chunk.need == KEY_MASK
+    one_for_all_queries = chunk.need == KEY_MASK
     if q_run is not None and k_run is not None and spec.bias is None:
-        q_size = 1 if single else q_run.size
+        q_size = 1 if one_for_all_queries else q_run.size
         if (k_run.rows == 1 or q_run.step == k_run.step) and q_size * k_run.size <= MAX_SHARED_CELLS:
             return relative_mask(
                 q_run.start - k_run.start, q_size, q_run.stride, k_run.size, k_run.stride, spec.bounds, dtype
             )
-    queries, keys = of_queries.positions(), of_keys.positions()
-    if single:  # all queries of a row see the same keys; amax finds one that is not an empty slot (-1)
+    queries, keys = q_side.positions(), k_side.positions()
+    if one_for_all_queries:  # amax finds a query that is not an empty slot (-1)
         queries = queries.amax(-1, keepdim=True)
     seen = _seen(queries, keys, spec.bounds)
     if spec.bias is None:
@@ -498,7 +539,7 @@ def chunk_mask(
     if bias.shape[1] > 1:
         bias = bias[:, chunk.rows]
     if bias.shape[2] > 1:
-        bias = bias[:, :, slice(0, 1) if single else chunk.slots]
+        bias = bias[:, :, slice(0, 1) if one_for_all_queries else chunk.slots]
     bias = bias.transpose(0, 1)
     if bias.dtype == torch.bool:
         return additive_mask(~(seen & bias), dtype)
@@ -508,20 +549,23 @@ def chunk_mask(
 def relative_mask(
     shift: int, q_size: int, q_stride: int, k_size: int, k_stride: int, bounds: Bounds, dtype: torch.dtype
 ) -> Tensor:
-    """The mask ``(1, 1, Tq, Tk)`` of rows whose first query is ``shift`` positions after the first key. Shared, so
-    read-only."""
+    """The additive mask ``(1, 1, Tq, Tk)`` of rows whose first query is ``shift`` positions after the first key. It is
+    cached, and must not be modified."""
+
+    def positions(first: int, size: int, stride: int) -> Tensor:
+        return torch.arange(first, first + size * stride, stride, dtype=torch.int32)[None, None]
 
     def make() -> Tensor:
-        queries, keys = (
-            torch.arange(first, first + n * step, step, dtype=torch.int32)[None, None]
-            for first, n, step in ((shift + POSITION_OFFSET, q_size, q_stride), (POSITION_OFFSET, k_size, k_stride))
-        )
+        queries = positions(shift + POSITION_OFFSET, q_size, q_stride)
+        keys = positions(POSITION_OFFSET, k_size, k_stride)
         return additive_mask(~_seen(queries, keys, bounds), dtype)
 
     return BYTE_CACHE.get(("relative mask", shift, q_size, q_stride, k_size, k_stride, bounds, dtype), make)
 
 
 def _seen(queries: Tensor, keys: Tensor, bounds: Bounds) -> Tensor:
+    """Which pairs of positions ``queries (…, Tq)`` and ``keys (…, Tk)`` are visible, ``(…, Tq, Tk)`` bool. A key slot
+    with -1 is empty."""
     distance = queries[..., :, None] - keys[..., None, :]
     seen = (distance >= bounds.low) & (keys >= 0)[..., None, :]
     seen &= distance <= bounds.high

@@ -1,8 +1,9 @@
 """The path ``cpu-visible-blocks``: attention by a mask of any kind, which is reduced to blocks of query-key pairs.
 
-A block is hidden, visible or mixed. Hidden blocks cost nothing. Only mixed blocks keep their bits. Queries are divided
-in halves down to single blocks: keys that all queries of a range see are computed in one call for the range, without a
-mask. A single block of queries then sees its remaining keys, with a mask if some of them are mixed.
+A block is hidden, visible or mixed. Hidden blocks cost nothing. Only mixed blocks keep their bits. The queries are
+divided in halves, and these again, down to single blocks. Keys that all queries of such a range see are computed in
+one call for the range, without a mask. A single block of queries then sees its remaining keys, with a mask if some of
+them are mixed.
 """
 
 from __future__ import annotations
@@ -30,11 +31,12 @@ HIDDEN, VISIBLE, MIXED = 0, 1, 2
 MAX_TILES = 1 << 14
 """Maximum mixed blocks of a mask, over all batch rows: 64 MiB of bits."""
 SINGLE_COST, SHARED_COST = 1.5, 0.9
-"""Time per pair, relative to a masked call over all keys: in a call for one block of queries, and in a call for
-several blocks. Measured were 1.2 to 1.6, and 0.7 to 0.85 (4 and 8 heads of 64, 4,096 and 16,384 tokens, one thread).
-Scattered blocks of keys take longest, because they are copied."""
+"""Estimated time per pair, relative to a masked call over all keys: in a call for one block of queries, and in a call
+for several blocks. Measured times were 1.2 to 1.6, and 0.7 to 0.85 (4 and 8 heads of 64, 4,096 and 16,384 tokens, one
+thread). Scattered blocks of keys take longest, because they are copied."""
 SHARED_BLOCKS = 4
-"""Minimum blocks of keys for a call that several blocks of queries share, unless these see no others."""
+"""Minimum blocks of keys for a call that several blocks of queries share. If these queries see no other keys, there is
+no minimum."""
 CALL_BYTES = 200
 """Estimated size of a :class:`_Call` in bytes, without its keys."""
 CALL_BLOCKS = 64
@@ -44,8 +46,9 @@ CALL_BLOCKS = 64
 class VisibleBlocks(NamedTuple):
     """A mask, reduced to blocks of :data:`BLOCK` queries and keys.
 
-    table: ``(B or 1, query blocks, key blocks)`` int32: :data:`HIDDEN`, :data:`VISIBLE`, or ``MIXED + n``.
-    tiles: ``(n, BLOCK, BLOCK)`` bool, True = visible: the bits of mixed blocks, False outside the mask.
+    table: ``(B or 1, query blocks, key blocks)`` int32: :data:`HIDDEN`, :data:`VISIBLE`, or ``MIXED + n`` for the
+        block with tile n.
+    tiles: ``(mixed blocks, BLOCK, BLOCK)`` bool, True = visible. Pairs outside the mask are False.
     """
 
     table: Tensor
@@ -55,17 +58,21 @@ class VisibleBlocks(NamedTuple):
     def of(cls, shape: Sequence[int], pieces: Iterable[tuple[int, int, Tensor]]) -> VisibleBlocks | None:
         """Reduce a mask of ``shape (B, 1, Nq, Nk)``. ``None`` if a masked call over all keys of the pieces costs less.
 
-        pieces: first query, first key and part ``(B or 1, queries, keys)`` bool, True = visible. Pairs outside all
-            pieces are hidden. Pieces begin and end at borders of blocks, or at the end of the mask.
+        pieces: parts of the mask, each as its first query, its first key and ``(B or 1, queries, keys)`` bool, True =
+            visible. Pairs outside all pieces are hidden. Pieces begin and end at borders of blocks, or at the end of
+            the mask.
         """
         batch, _, *lengths = shape
         table = torch.zeros(batch, *(-(-length // BLOCK) for length in lengths), dtype=torch.int32)
         if type(table) is not Tensor:  # a fake tensor has no values
             return None
-        tiles, count, limit = list[Tensor](), 0, 0
+        tiles = list[Tensor]()
+        count = 0  # tiles so far
+        masked_cost = 0
         for query, key, piece in pieces:
             if len(piece) > 1 and bool((piece == piece[:1]).all()):
                 piece = piece[:1]
+            # HIDDEN or VISIBLE for each block, then the numbers of the mixed blocks.
             visible = _in_blocks(piece)
             codes = _any_in_blocks(visible).int()
             mixed = _any_in_blocks(_in_blocks(~piece)) & (codes == VISIBLE)
@@ -77,44 +84,55 @@ class VisibleBlocks(NamedTuple):
             count += len(row)
             if count > MAX_TILES:
                 return None
-            limit += batch * rows * columns
-        if same := bool((table == table[:1]).all()):
+            masked_cost += batch * rows * columns
+        same_in_all_rows = bool((table == table[:1]).all())
+        if same_in_all_rows:
             table = table[:1].clone()
-        cost = sum(call.cost for of_row in calls_of(table) for call in of_row)
-        return cls(table, torch.cat(tiles)) if cost * (batch if same else 1) < limit else None
+        cost = sum(call.cost for row_calls in calls_of(table) for call in row_calls)
+        if same_in_all_rows:
+            cost *= batch
+        return cls(table, torch.cat(tiles)) if cost < masked_cost else None
 
 
 def _in_blocks(piece: Tensor) -> Tensor:
     """``piece (B, queries, keys)``, padded with False, as ``(B, query blocks, BLOCK, key blocks, BLOCK)``."""
-    rows, columns = -piece.shape[1] % BLOCK, -piece.shape[2] % BLOCK
-    padded = F.pad(piece, (0, columns, 0, rows)) if rows or columns else piece.contiguous()
+    missing_rows, missing_columns = -piece.shape[1] % BLOCK, -piece.shape[2] % BLOCK
+    if missing_rows or missing_columns:
+        padded = F.pad(piece, (0, missing_columns, 0, missing_rows))
+    else:
+        padded = piece.contiguous()
     return padded.unflatten(2, (-1, BLOCK)).unflatten(1, (-1, BLOCK))
 
 
 def _any_in_blocks(blocks: Tensor) -> Tensor:
-    """Whether an entry of each block of :func:`_in_blocks` is True, ``(B, query blocks, key blocks)``. Reads eight
-    entries at a time."""
+    """Whether each block of :func:`_in_blocks` has a True entry, ``(B, query blocks, key blocks)``. Reads eight
+    entries at a time, as one int64."""
     words = blocks.view(torch.int64)
     return (functools.reduce(torch.bitwise_or, words.unbind(2)) != 0).any(-1)
 
 
 def why_not(context: DispatchContext) -> str | None:
-    """Why this path does not run, as a clause. ``None`` if it may run. Reduces the mask if nothing else is against
-    it."""
-    if (why := why_not_tiles(context)) is not None:
+    """Why this path does not run, as a clause. ``None`` if it may run. The mask is reduced only if no other reason
+    holds."""
+    why = why_not_tiles(context)
+    if why is not None:
         return why
     if context.few_pairs or context.q_len < BLOCK:
         return "a mask costs less for few pairs"
-    return "its mask leaves too few pairs out" if context.blocks is None or context.blocks() is None else None
+    if context.blocks is None or context.blocks() is None:
+        return "its mask leaves too few pairs out"
+    return None
 
 
 def visible_block_attention(q: Tensor, k: Tensor, v: Tensor, blocks: VisibleBlocks, call: AttentionCall) -> Tensor:
     """Softmax attention to the keys that a mask shows, ``(B, H, Nq, D)``; zeros where a query sees no key.
 
-    q, k, v: ``(B, H, Nq, D)`` and ``(B, H_kv, Nk, D)``. The call gives scale, dropout and sinks.
+    q, k, v: ``(B, H, Nq, D)`` and ``(B, H_kv, Nk, D)``.
+    call: gives scale, dropout and sinks.
     """
     q, k, v = same_dtype(q, k, v)
-    k, v, scale = repeat_heads(k, q.shape[1]), repeat_heads(v, q.shape[1]), call.scale_for(q.shape[-1])
+    k, v = repeat_heads(k, q.shape[1]), repeat_heads(v, q.shape[1])
+    scale = call.scale_for(q.shape[-1])
     return attend_parts("visible blocks", q, k, v, scale, (), blocks, (BLOCK,), call.dropout, call.sink_scores)
 
 
@@ -124,42 +142,46 @@ class _Call(NamedTuple):
     start: int
     stop: int
     keys: Any
-    """Ascending, ``(n,)``."""
+    """``(n,)`` NumPy integers, ascending."""
     merges: bool
-    """Whether these queries have seen other keys."""
+    """Whether an earlier call has computed other keys for these queries."""
 
     @property
     def cost(self) -> float:
-        """The estimated cost, in blocks of a masked call over all keys."""
+        """Estimated time, relative to that of one block in a masked call over all keys."""
         count = self.stop - self.start
         return len(self.keys) * count * (SINGLE_COST if count == 1 else SHARED_COST)
 
 
 def calls_of(table: Tensor) -> list[list[_Call]]:
-    """The calls for each row of a ``table (B or 1, query blocks, key blocks)``, cached as long as it exists."""
+    """The calls for each row of a ``table (B or 1, query blocks, key blocks)``, cached as long as the table exists."""
     return BYTE_CACHE.of(
         [table],
         ("calls",),
-        lambda: [[*_calls(of_row.numpy())] for of_row in table],
-        lambda made: sum(call.keys.nbytes + CALL_BYTES for of_row in made for call in of_row),
+        lambda: [[*_calls(row.numpy())] for row in table],
+        lambda calls: sum(call.keys.nbytes + CALL_BYTES for row_calls in calls for call in row_calls),
     )
 
 
 def _calls(table: Any) -> Iterator[_Call]:
-    """The calls for a ``table (query blocks, key blocks)``."""
-    # Ranges of queries that are still to be divided: start, stop, keys that are done, whether there are any.
+    """Yield the calls for a ``table (query blocks, key blocks)``."""
+    # Ranges of query blocks that are still to be divided: start, stop, the key blocks that are done, (key blocks,)
+    # bool, and whether there are any.
     ranges = [(0, len(table), np.zeros(table.shape[1], bool), False)]
     while ranges:
         start, stop, done, merges = ranges.pop()
+        # The keys that some query block of the range sees, and those that all query blocks see without a mask.
         codes = np.where(done, HIDDEN, table[start:stop])
-        seen, shared = (codes != HIDDEN).any(0), (codes == VISIBLE).all(0)
+        seen = (codes != HIDDEN).any(0)
+        shared = (codes == VISIBLE).all(0)
         single = stop - start == 1
         keys = seen if single else shared
         if single or keys.sum() >= SHARED_BLOCKS or (keys == seen).all():
             listed = np.flatnonzero(keys)
             for first in range(0, len(listed), CALL_BLOCKS):
                 yield _Call(start, stop, listed[first : first + CALL_BLOCKS], merges or first > 0)
-            done, merges = done | keys, merges or len(listed) > 0
+            done = done | keys
+            merges = merges or len(listed) > 0
         if (seen & ~done).any():
             middle = (start + stop) // 2
             ranges += [(middle, stop, done, merges), (start, middle, done, merges)]
@@ -183,7 +205,11 @@ class _Spans(Side):
 
 @source
 class BlocksOfMask(Source):
-    """The visible blocks of a mask. ``fixed``: the tensors of :class:`VisibleBlocks`; ``numbers``: :data:`BLOCK`."""
+    """The visible blocks of a mask.
+
+    - fixed: the two tensors of :class:`VisibleBlocks`.
+    - numbers: :data:`BLOCK`.
+    """
 
     name = "visible blocks"
     may_see_nothing = True
@@ -192,20 +218,22 @@ class BlocksOfMask(Source):
         self.table, self.tiles = (x for x in self.fixed if x is not None)
 
     def prepare(self, out: Tensor, lse: Tensor) -> None:
+        # if a block of queries sees no key, no part writes its results
         if not bool(self.table.any(-1).all()):
             out.zero_()
             lse.fill_(MASKED)
 
     def scopes(self, backward: bool) -> Iterator[Scope]:
-        for item, of_row in enumerate(calls_of(self.table)):
+        for item, row_calls in enumerate(calls_of(self.table)):
             rows = None if len(self.table) == 1 else slice(item, item + 1)
-            yield Scope(self.parts(self.table[item], of_row), rows)
+            yield Scope(self.parts(self.table[item], row_calls), rows)
 
     def parts(self, table: Tensor, calls: Iterable[_Call]) -> Iterator[Part]:
-        """The parts of one batch row, or of all rows."""
+        """Yield the parts for ``calls``, whose blocks are described by ``table (query blocks, key blocks)``."""
         q_len, kv_len = self.q.shape[2], self.k.shape[2]
         for number, (start, stop, blocks, merges) in enumerate(calls):
             queries = Runs(start * BLOCK, min(stop * BLOCK, q_len) - start * BLOCK)
+            # Key blocks that follow one another are one span of tokens, (first token, size).
             borders = np.flatnonzero(np.diff(blocks) > 1) + 1
             runs = [(int(run[0]) * BLOCK, int(run[-1] + 1) * BLOCK) for run in np.split(blocks, borders)]
             spans = tuple((first, min(last, kv_len) - first) for first, last in runs)
@@ -213,10 +241,11 @@ class BlocksOfMask(Source):
             mask = self.mask(table[start, torch.from_numpy(blocks)]) if stop - start == 1 else None
             if mask is not None:
                 mask = mask[:, :, : queries.size, : sum(size for _, size in spans)]
+            # Dropout takes memory for every pair.
             size = max(BLOCK, MAX_TILE_PAIRS // (len(blocks) * BLOCK)) if self.dropout else queries.size
             for first in range(0, queries.size, size):
-                some = queries.part(first, min(size, queries.size - first))
-                yield Part(some, keys, mask, (number, first), merges)
+                piece = queries.part(first, min(size, queries.size - first))
+                yield Part(piece, keys, mask, (number, first), merges)
 
     def mask(self, codes: Tensor) -> Tensor | None:
         """The additive mask ``(1, 1, BLOCK, n · BLOCK)`` of a block of queries; ``None`` if it hides nothing."""

@@ -1,9 +1,10 @@
 """The ``flash`` path: PyTorch's flash-attention operator for bands, padding, packed documents, global tokens and
 dropout.
 
-It needs no compiler. The operator (``aten::_flash_attention_forward``; Dao 2023, FlashAttention-2) takes the two sides
-of a window, fewer key heads than query heads, dropout, and the offsets of concatenated sequences. Padding at the ends
-of a batch row is passed as another sequence: nothing is copied, and no token is paired with padding.
+It needs no compiler. The operator (``aten::_flash_attention_forward``; Dao 2023, FlashAttention-2) takes the width of
+a window to the left and to the right, fewer key heads than query heads, dropout, and the offsets of concatenated
+sequences. Padding at the ends of a batch row is passed as another sequence: nothing is copied, and no token is paired
+with padding.
 ``torch.nn.attention.activate_flash_attention_impl`` replaces the operator by FlashAttention-3 or 4. The public
 function for the same operator, ``torch.nn.attention.varlen.varlen_attn``, is not used: it has no dropout, and its
 backward pass takes no merged output.
@@ -17,8 +18,8 @@ A band with global tokens is three calls (:func:`flash_globals`), for calls with
 Part A is the band over the other tokens, part B is their attention to the global keys, and part C is the attention of
 the global tokens to all keys. A and B have no key in common, so their outputs are merged. Offsets say which queries
 meet which keys: a run of queries without keys has the output 0. If the global tokens stand in front of each sequence,
-the parts are runs of the same rows, and nothing is copied. Otherwise, they are gathered for B and C; in A, further
-features give global keys scores of -:data:`HIDDEN`, so that they have no weight.
+the parts are runs of the same rows, and nothing is copied. Otherwise, global tokens are gathered for B and C. In A,
+additional features then lower the scores of global keys by :data:`HIDDEN`, so that these keys have no weight.
 
 To find out whether the machine has the kernel, the operator runs on a few tokens for each kind of call, and its
 results are checked.
@@ -47,10 +48,12 @@ from ..call import ELSEWHERE, NOT_IN_AN_EXPORTED_GRAPH, AttentionCall, DispatchC
 from ..dense import at_least_fp32, repeat_heads, unit_stride
 from .flex_kernel import MACHINE_ERRORS, NoKernel, first_line, warn_once
 
-flash_forward, flash_backward = look_up("cuda_flash", when_called=True), look_up("cuda_flash", 1, when_called=True)
+flash_forward = look_up("cuda_flash", when_called=True)
+flash_backward = look_up("cuda_flash", 1, when_called=True)
 MAX_FEATURES = 256
 """Maximum width of a head."""
 DTYPES = (torch.bfloat16, torch.float16)
+"""Dtypes in which the operator computes."""
 WIDTH_STEP = 8
 """Head widths are zero-padded to a multiple of this many features."""
 
@@ -68,8 +71,11 @@ def why_not(context: DispatchContext) -> str | None:
         return "the flash-attention operator computes in half precision only"
     if context.features > MAX_FEATURES:
         return f"the flash-attention operator takes heads of up to {MAX_FEATURES} numbers"
-    if (why := no_fused_kernels()) is not None or (call.batch is None and call.global_mask is None):
+    why = no_fused_kernels()
+    if why is not None:
         return why
+    if call.batch is None and call.global_mask is None:
+        return None
     if in_graph():
         return "a graph knows neither where sequences start nor how many tokens are global"
     if context.q_len != context.kv_len:
@@ -82,8 +88,11 @@ def why_not(context: DispatchContext) -> str | None:
 
 
 class Part(NamedTuple):
-    """Offsets of a call on concatenated rows: runs of queries and of keys, int32, and the longest run of each in
-    tokens."""
+    """Offsets of a call on concatenated rows: run n of queries sees run n of keys.
+
+    queries, keys: ``(runs + 1,)`` int32, where each run begins, and where the last one ends.
+    longest: tokens of the longest run of queries, and of keys.
+    """
 
     queries: Tensor
     keys: Tensor
@@ -91,19 +100,20 @@ class Part(NamedTuple):
 
     @classmethod
     def of(cls, ends: Sequence[tuple[int, int]], device: torch.device) -> Part:
-        """The part with runs that end at ``ends`` (pairs of a query and a key). Empty runs are removed."""
-        ends = [(0, 0), *(end for end, before in zip(ends, [(0, 0), *ends], strict=False) if end != before)]
-        longest = [
-            max((later - earlier for earlier, later in itertools.pairwise(side)), default=0)
-            for side in zip(*ends, strict=True)
-        ]
-        queries, keys = (torch.tensor(side, dtype=torch.int32).to(device) for side in zip(*ends, strict=True))
-        return cls(queries, keys, (max(1, longest[0]), max(1, longest[1])))
+        """The part with runs that end at ``ends``, pairs of a query and a key. Empty runs are removed."""
+        borders = [(0, 0)]
+        for end in ends:
+            if end != borders[-1]:
+                borders.append(end)
+        offsets = [*zip(*borders, strict=True)]
+        queries, keys = (torch.tensor(x, dtype=torch.int32).to(device) for x in offsets)
+        most_queries, most_keys = (max([1, *(b - a for a, b in itertools.pairwise(x))]) for x in offsets)
+        return cls(queries, keys, (most_queries, most_keys))
 
 
 class Settings(NamedTuple):
-    """The operator's arguments besides tensors. ``left`` and ``right`` are the sides of the window in tokens, -1 for
-    unbounded."""
+    """The operator's arguments besides tensors. ``left`` and ``right`` are the tokens of the window on each side of
+    the query, -1 if unbounded."""
 
     left: int
     right: int
@@ -112,8 +122,9 @@ class Settings(NamedTuple):
     dropout: float
 
     def run(self, q: Tensor, k: Tensor, v: Tensor, part: Part | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Output, log-sum-exp ``(B, H, Nq)`` and two tensors of dropout's random state, for ``q (B, Nq, H, D)``. With
-        a part, tensors are ``(T, H, D)``, and the log-sum-exp is ``(H, T)``."""
+        """The output, the log-sum-exp ``(B, H, Nq)`` and two tensors of dropout's random state, for
+        ``q (B, Nq, H, D)``. With a part, q, k, v and the output are ``(tokens, H, D)``, and the log-sum-exp is
+        ``(H, tokens)``."""
         out, lse, *state, _ = flash_forward(
             q, k, v, *_offsets(q, k, part), self.dropout, self.causal, False, **self.keywords
         )
@@ -136,6 +147,7 @@ class Settings(NamedTuple):
 
     @property
     def keywords(self) -> dict[str, Any]:
+        """The operator's keyword arguments."""
         return {"scale": self.scale, "window_size_left": self.left, "window_size_right": self.right}
 
     def over_all(self, causal: bool = False) -> Settings:
@@ -144,7 +156,7 @@ class Settings(NamedTuple):
 
 
 def _offsets(q: Tensor, k: Tensor, part: Part | None) -> tuple[Any, ...]:
-    """The offsets of queries and keys, and their longest runs."""
+    """The operator's arguments for the offsets of queries and keys, and for the lengths of the longest runs."""
     if part is None:
         return None, None, q.shape[1], k.shape[1]
     return part.queries, part.keys, *part.longest
@@ -160,7 +172,8 @@ class _Band(torch.autograd.Function):
         out, lse, *state = settings.run(q, k, v, part)
         if sinks is not None:
             total = torch.logaddexp(lse, at_least_fp32(sinks)[:, None])  # finite: a query sees itself in the band
-            out, lse = out * _share(lse, total, out), total
+            out = out * _share(lse, total, out)
+            lse = total
         ctx.save_for_backward(q, k, v, sinks, out, lse, *state)
         return out
 
@@ -175,16 +188,16 @@ class _Band(torch.autograd.Function):
 
 
 def _share(part: Tensor, total: Tensor, like: Tensor) -> Tensor:
-    """The weight ``(…, N, H, 1)`` of a part in the merged output, from log-sum-exps ``(…, H, N)``."""
+    """The weight ``(…, N, H, 1)`` of a part in the merged output, from the log-sum-exps ``(…, H, N)`` of the part and
+    of the total, in the dtype of ``like``."""
     return (part - total).exp().mT[..., None].to(like.dtype)
 
 
 def flash_band(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, call: AttentionCall) -> Tensor:
-    """The output of :func:`hf_longattn.engines.block_sparse.block_sparse_attention`, without a score term and global
-    tokens.
+    """Compute :func:`hf_longattn.engines.block_sparse.block_sparse_attention`, without a score term and global tokens.
 
-    k and v may have fewer heads than q. A query sees only its own document. Requirements: padding lies at the ends of
-    sequences; calls with padding or documents have as many queries as keys.
+    k and v may have fewer heads than q. A query sees only its own document. Padding must lie at the ends of sequences.
+    Calls with padding or documents must have as many queries as keys.
 
     Raises:
         NoKernel: this machine has no such kernel; logged once.
@@ -197,7 +210,7 @@ def flash_band(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, call: Attentio
 
 
 def _band(rows: Sequence[Tensor], sinks: Tensor | None, part: Part | None, settings: Settings) -> Tensor:
-    """The output ``(B, Nq, H, D)`` of rows in the operator's layout."""
+    """The output ``(B, Nq, H, D)`` for q, k and v of :func:`prepared`."""
     tensors = rows if part is None else [x.flatten(0, 1) for x in rows]
     out: Tensor = _Band.apply(*tensors, sinks, part, settings)
     return out.view(rows[0].shape)
@@ -206,7 +219,7 @@ def _band(rows: Sequence[Tensor], sinks: Tensor | None, part: Part | None, setti
 def prepared(
     q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, call: AttentionCall, packed: bool
 ) -> tuple[list[Tensor], Settings]:
-    """The tensors ``(B, N, H, D)`` in the operator's layout, and its settings.
+    """q, k and v in the operator's layout, ``(B, N, H, D)`` with a width that it takes, and its settings.
 
     packed: whether the operator gets offsets of sequences.
 
@@ -233,8 +246,8 @@ def prepared(
 
 
 def part_of_sequences(batch: Batch, rows: int, length: int, device: torch.device) -> Part | None:
-    """The sequences of a batch in its concatenated rows. Each run of padding counts as a sequence. ``None`` if every
-    batch row is one sequence."""
+    """The offsets of a batch's sequences in its concatenated rows. Each run of padding counts as a sequence. ``None``
+    if every batch row is one sequence."""
 
     def make() -> Part | None:
         borders = {*range(0, rows * length + 1, length)}
@@ -257,10 +270,11 @@ FEATURES = 8
 
 
 class Plan(NamedTuple):
-    """How the three parts read the concatenated rows of a batch.
+    """How the three parts of the module's docstring read the concatenated rows of a batch.
 
-    gathered: the positions of global tokens, int64, and 1 at these tokens ``(B·N, 1, FEATURES)``; ``None`` if they
-        stand in front.
+    a, b, c: the offsets of the parts A, B and C.
+    gathered: if global tokens are gathered, their positions, int64, and ``(B·N, 1, FEATURES)`` with 1 at these tokens
+        and 0 elsewhere. ``None`` if global tokens stand in front of each sequence.
     rows: ``(B·N, 1, 1)`` bool, True = global token.
     lacking: whether some sequence has no global token.
     """
@@ -274,49 +288,50 @@ class Plan(NamedTuple):
 
 
 def plan_of(call: AttentionCall, pattern: Pattern, rows: int, length: int, device: torch.device) -> Plan | str:
-    """The plan of a call with global tokens, or why there is none, as a clause. Cached for all layers, with one
-    transfer to the host.
+    """The plan of a call with global tokens, or a clause that says why there is none. It is cached for all layers, and
+    needs one transfer to the host.
 
-    rows, length: batch rows, and tokens of a row.
+    rows, length: number of batch rows, and of the tokens of a row.
     """
     key = "three calls", pattern, rows, length, device
     return call.cached(key, lambda: _plan(call, pattern, rows, length, device), lambda _: 16 * rows * length)
 
 
 def _plan(call: AttentionCall, pattern: Pattern, rows: int, length: int, device: torch.device) -> Plan | str:
-    """:func:`plan_of`. The lists of the parts A, B and C hold the ends of their runs, as the indices of a query and a
-    key."""
-    batch, tokens, positions, total = call.batch, call.global_mask, call.global_positions, rows * length
-    assert tokens is not None
+    """:func:`plan_of` without the cache."""
+    batch, positions, total = call.batch, call.global_positions, rows * length
+    assert call.global_mask is not None
     if batch is None:
         spans: Sequence[SequenceSpan] = [SequenceSpan(row, 0, length, False) for row in range(rows)]
     else:
         spans = batch.sequences
-    # for each sequence, the positions of its global tokens in the batch row
+    # For each sequence, the positions of its global tokens in the batch row, and whether they are its first tokens.
     if positions is not None:
-        tokens_of = [[span.start + position for position in positions if position < span.length] for span in spans]
+        span_globals = [[span.start + at for at in positions if at < span.length] for span in spans]
     else:
-        chosen = on_host(tokens)
-        tokens_of = [
-            (np.flatnonzero(chosen[span.row, span.start : span.stop]) + span.start).tolist() for span in spans
+        mask = on_host(call.global_mask)
+        span_globals = [
+            (np.flatnonzero(mask[span.row, span.start : span.stop]) + span.start).tolist() for span in spans
         ]
     in_front = all(
-        of_span == list(range(span.start, span.start + len(of_span)))
-        for span, of_span in zip(spans, tokens_of, strict=True)
+        found == list(range(span.start, span.start + len(found)))
+        for span, found in zip(spans, span_globals, strict=True)
     )
     if pattern.causal and not in_front:
         return "the operator cannot hide global tokens after a query"
     in_front = in_front and (pattern.causal or pattern.global_rows)
+    # The ends of the runs of each part, (query, key) in the concatenated rows. If global tokens are gathered, the keys
+    # of B and the queries of C are their numbers among all global tokens.
+    # Queries in padding see keys in padding. Without a key in A and B, the merge would compute inf - inf.
     a, b, c = (list[tuple[int, int]]() for _ in range(3))
     global_tokens = list[int]()
-    # Queries in padding see keys in padding. Without a key in A and B, the merge would compute inf - inf.
     last_c = 0  # the first key after C's last run
-    for span, of_span in zip(spans, tokens_of, strict=True):
-        row, count = span.row * length, len(of_span)
+    for span, found in zip(spans, span_globals, strict=True):
+        row = span.row * length
         start, stop = row + span.start, row + span.stop
-        front = start + count
+        front = start + len(found)  # the end of global tokens that are in front
         first_global = len(global_tokens)
-        global_tokens += [row + position for position in of_span]
+        global_tokens += [row + at for at in found]
         end_global = len(global_tokens)
         if in_front:
             a += [(start, start), (front, start), (front, front), (stop, stop)]
@@ -328,6 +343,7 @@ def _plan(call: AttentionCall, pattern: Pattern, rows: int, length: int, device:
             a += [(start, start), (stop, stop)]
             b += [(start, first_global), (stop, end_global)]
             c += [(first_global, start), (end_global, stop)]
+    # The last runs are padding after the last sequence.
     a.append((total, total))
     if in_front:
         b.append((total, total))
@@ -341,7 +357,7 @@ def _plan(call: AttentionCall, pattern: Pattern, rows: int, length: int, device:
     if not in_front:
         gathered = index, is_global.float().expand(-1, -1, FEATURES)
     parts = Part.of(a, device), Part.of(b, device), Part.of(c, device)
-    return Plan(*parts, gathered, is_global, not all(tokens_of))
+    return Plan(*parts, gathered, is_global, not all(span_globals))
 
 
 def flash_globals(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, call: AttentionCall) -> Tensor:
@@ -363,8 +379,8 @@ def flash_globals(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, call: Atten
 
 
 def _merged(a: Tensor, lse_a: Tensor, b: Tensor, lse_b: Tensor, lacking: bool) -> tuple[Tensor, Tensor]:
-    """Output and log-sum-exp of two parts. If a query has no key in A, the log-sum-exp is +inf, and its gradients are
-    zeros.
+    """The merged output and log-sum-exp of the parts A and B. For a query without a key in A, the log-sum-exp is +inf,
+    and gradients are zeros.
 
     lacking: whether a query may have keys in A but none in B. The operator's log-sum-exp in B is then +inf and must be
         replaced.
@@ -376,8 +392,8 @@ def _merged(a: Tensor, lse_a: Tensor, b: Tensor, lse_b: Tensor, lacking: bool) -
 
 
 class _InFront(torch.autograd.Function):
-    """Global tokens in front of each sequence. Tensors are ``(B·N, H, D)``. Global queries have no keys in A and B,
-    others none in C."""
+    """Attention with global tokens in front of each sequence, for tensors ``(B·N, H, D)``. Global queries have no keys
+    in A and B, and other queries have none in C."""
 
     @staticmethod
     def forward(ctx, q, k, v, plan, settings):  # type: ignore[no-untyped-def]
@@ -402,22 +418,22 @@ class _InFront(torch.autograd.Function):
 
 
 class _Gathered(torch.autograd.Function):
-    """Global tokens anywhere, in both directions. Tensors are ``(B·N, H, D)``. C runs only if global tokens attend to
-    every key."""
+    """Bidirectional attention with global tokens anywhere, for tensors ``(B·N, H, D)``. C runs only if global tokens
+    attend to every key."""
 
     @staticmethod
     def forward(ctx, q, k, v, plan, global_rows, settings):  # type: ignore[no-untyped-def]
-        (index, is_global), width = plan.gathered, q.shape[-1]
         ctx.plan, ctx.settings, ctx.global_rows = plan, settings, global_rows
-        of_k, of_v = k[index], v[index]
+        index, is_global = plan.gathered
         a, lse_a, *state_a = settings.run(*_lowered(q, k, v, is_global, settings.scale), plan.a)
-        b, lse_b, *state_b = settings.over_all().run(q, of_k, of_v, plan.b)
-        out, lse = _merged(a[..., :width], lse_a, b, lse_b, plan.lacking)
+        b, lse_b, *state_b = settings.over_all().run(q, k[index], v[index], plan.b)
+        out, lse = _merged(a[..., : q.shape[-1]], lse_a, b, lse_b, plan.lacking)
         c = lse_c = None
         state_c: list[Tensor] = []
         if global_rows:
             c, lse_c, *state_c = settings.over_all().run(q[index], k, v, plan.c)
-            out, lse = out.index_copy_(0, index, c), lse.index_fill_(1, index, float("inf"))
+            out.index_copy_(0, index, c)
+            lse.index_fill_(1, index, float("inf"))  # in A and B, these rows then get no gradients
         ctx.save_for_backward(q, k, v, out, lse, c, lse_c, *state_a, *state_b, *state_c)
         return out
 
@@ -429,20 +445,19 @@ class _Gathered(torch.autograd.Function):
         wide = [F.pad(x, (0, FEATURES)) for x in (grad, out)]
         lowered = _lowered(q, k, v, is_global, settings.scale)
         a = settings.gradients(wide[0], *lowered, wide[1], lse, states[:2], plan.a)
-        dq, dk, dv = (x[..., :width] for x in a)
+        d_q, d_k, d_v = (x[..., :width] for x in a)
         everything = settings.over_all()
-        of_q, of_k, of_v = everything.gradients(
-            grad.contiguous(), q, k[index], v[index], out, lse, states[2:4], plan.b
-        )
-        dq, dk, dv = dq + of_q, dk.index_add(0, index, of_k), dv.index_add(0, index, of_v)
+        b_q, b_k, b_v = everything.gradients(grad.contiguous(), q, k[index], v[index], out, lse, states[2:4], plan.b)
+        d_q, d_k, d_v = d_q + b_q, d_k.index_add(0, index, b_k), d_v.index_add(0, index, b_v)
         if ctx.global_rows:
-            rows, of_k, of_v = everything.gradients(grad[index], q[index], k, v, c, lse_c, states[4:], plan.c)
-            dq, dk, dv = dq.index_copy_(0, index, rows), dk.add_(of_k), dv.add_(of_v)
-        return dq, dk, dv, None, None, None
+            c_q, c_k, c_v = everything.gradients(grad[index], q[index], k, v, c, lse_c, states[4:], plan.c)
+            d_q, d_k, d_v = d_q.index_copy_(0, index, c_q), d_k.add_(c_k), d_v.add_(c_v)
+        return d_q, d_k, d_v, None, None, None
 
 
 def _lowered(q: Tensor, k: Tensor, v: Tensor, is_global: Tensor, scale: float) -> tuple[Tensor, Tensor, Tensor]:
-    """q, k and v with :data:`FEATURES` more features, which lower the scores of global keys by :data:`HIDDEN`."""
+    """q, k and v with :data:`FEATURES` more features, which lower the scores of global keys by :data:`HIDDEN`. The
+    features are ``size`` in queries and ``-size`` in global keys: FEATURES · size² · scale = HIDDEN."""
     size = math.sqrt(HIDDEN / (FEATURES * scale))
     lowering = (is_global * -size).to(k.dtype).expand(-1, k.shape[1], -1)
     return F.pad(q, (0, FEATURES), value=size), torch.cat([k, lowering], -1), F.pad(v, (0, FEATURES))
@@ -452,8 +467,8 @@ def _lowered(q: Tensor, k: Tensor, v: Tensor, is_global: Tensor, scale: float) -
 
 
 def refused(device: torch.device, dtype: torch.dtype, width: int, *properties: Any) -> str | None:
-    """Why the operator cannot run such calls, or None. ``properties``: arguments of :func:`_tried`. A graph gets the
-    result at tracing."""
+    """Why the operator cannot run calls with these properties, or None. ``properties``: the other arguments of
+    :func:`_tried`. In a graph, the result is a constant of the traced code."""
     return _refusal(current_flash_attention_impl(), device, dtype, width, *properties)
 
 
@@ -464,7 +479,7 @@ refused._dynamo_marked_constant = True  # type: ignore[attr-defined]  # assume_c
 def _refusal(
     implementation: str | None, device: torch.device, dtype: torch.dtype, width: int, *properties: Any
 ) -> str | None:
-    """:func:`refused`, tried once for each implementation and kind of call."""
+    """The result of :func:`refused`, tried once for each implementation of the operator and each kind of call."""
     try:
         with torch.inference_mode(False), torch.autocast(device.type, enabled=False):
             reason = _tried(device, dtype, width, *properties)
@@ -489,26 +504,32 @@ def _tried(
     drops: bool,
     gradients: bool,
 ) -> str | None:
-    """Test the operator on a few tokens: why its results are wrong, or None. With dropout, they must only be finite.
-    Raises its errors.
+    """Test the operator on 24 tokens. Returns a clause that says why its results are wrong, or None. Results with
+    dropout must only be finite. Errors of the operator are raised.
 
     Args:
+        device, dtype, width: of q, k and v ``(1, 24, ·, width)``.
         grouped: whether k and v have fewer heads than q.
         left, right: whether the window is bounded on these sides.
         packed: whether offsets of sequences are passed.
         drops: whether calls have dropout.
         gradients: whether to try the backward pass, too.
     """
-    pattern, settings = Pattern.everything(causal), Settings(-1, -1, causal, width**-0.5, 0.0)
+    # The kind of call: a window of 3 keys before the query and 2 after it, and two sequences of 15 and 9 tokens.
+    pattern = Pattern.everything(causal)
+    settings = Settings(-1, -1, causal, width**-0.5, 0.0)
     if left:
-        pattern, settings = dataclasses.replace(pattern, left=3), settings._replace(left=3)
+        pattern = dataclasses.replace(pattern, left=3)
+        settings = settings._replace(left=3)
     if right:
         ahead = 0 if causal else 2
-        pattern, settings = dataclasses.replace(pattern, right=ahead), settings._replace(right=ahead)
+        pattern = dataclasses.replace(pattern, right=ahead)
+        settings = settings._replace(right=ahead)
     ends, part = [0, 24], None
     if packed:
         ends = [0, 15, 24]
         part = Part.of([(end, end) for end in ends], device)
+    # q, k, v and a gradient of the output, with arbitrary numbers.
     groups = 1 if grouped else 2
     *tensors, grad = (
         torch.sin(torch.arange(24 * heads * width, device=device) * step)
@@ -525,16 +546,17 @@ def _tried(
             checked = [*results, *_with_gradients(out, tensors, grad)]
     if not all(bool(x.isfinite().all()) for x in checked):
         return "its results for a few tokens are not finite"
+    # The expected results, in fp32 by plain operations, sequence by sequence.
     wide = [x.detach().float().requires_grad_(gradients) for x in tensors]
     q, k, v = (repeat_heads(x.transpose(1, 2), 2) for x in wide)
-    parts = [
+    sequences = [
         blockwise_attention(q[:, :, at], k[:, :, at], v[:, :, at], pattern, AttentionCall(scale=settings.scale))
         for at in itertools.starmap(slice, itertools.pairwise(ends))
     ]
-    expected = _with_gradients(torch.cat(parts, 2).transpose(1, 2), wide, grad.float())
-    off = max(float((x.float() - y).abs().max()) for x, y in zip(results, expected, strict=True))
-    if off >= 0.1:
-        return f"its results for a few tokens differ from the definition by {off:.2g}"
+    expected = _with_gradients(torch.cat(sequences, 2).transpose(1, 2), wide, grad.float())
+    difference = max(float((x.float() - y).abs().max()) for x, y in zip(results, expected, strict=True))
+    if difference >= 0.1:
+        return f"its results for a few tokens differ from the definition by {difference:.2g}"
     return None
 
 

@@ -3,11 +3,11 @@
 The blocks of a band follow from its width. With global tokens, the lists have room for every pair of a query block and
 a key block, so that the host reads no values from the device. The lists are made once per forward pass.
 
-With a table of blocks (:func:`flex_block_table`), all queries of a block see the same blocks of keys. With a selection
-(:func:`flex_block_selected`), a block of :data:`BAND_BLOCK` queries visits every key block that any of its queries
-selects, and the mask looks up which queries select it. Neighbouring queries select similar blocks, so most queries see
-the blocks that are visited. A visited block costs no more than in full attention. The selection is a boolean table
-``(N, blocks)`` for each head, which the host does not read.
+A table of blocks (:func:`flex_block_table`) gives all queries of a block the same blocks of keys. In a selection
+(:func:`flex_block_selected`), each query selects its blocks of keys, as a boolean table ``(N, blocks)`` for each head,
+which the host does not read. A block of :data:`BAND_BLOCK` queries visits every key block that any of its queries
+selects, and the mask looks up which queries do. Neighbouring queries select similar blocks, so most queries see the
+visited blocks. A visited block costs no more than in full attention.
 """
 
 from __future__ import annotations
@@ -27,12 +27,13 @@ from ..score_terms import ScoreMod, add_term
 from .flex_kernel import NoKernel, fused_flex, signature_of, why_not
 
 Lists = tuple[Tensor, Tensor]
-"""Counts ``(B, H, rows)`` and block numbers ``(B, H, rows, width)``, int32. A row is a block; its first ``count``
-entries are valid."""
+"""For each block (a row), the list of blocks that it meets: counts ``(B, H, rows)`` and block numbers
+``(B, H, rows, width)``, int32. The first ``count`` numbers of a row are valid."""
 
 
 def packed(chosen: Tensor, indices: Tensor) -> Lists:
-    """Block lists with the ``indices (…, rows, width)`` for which ``chosen (B, H, rows, width)`` is True, in order."""
+    """Block lists of the numbers ``indices (…, rows, width)`` at which ``chosen (B, H, rows, width)`` is True. They
+    keep their order."""
     order = (~chosen).int().argsort(dim=-1, stable=True)
     blocks = indices.expand(chosen.shape).gather(-1, order)
     return chosen.sum(-1, dtype=torch.int32), blocks.to(torch.int32).contiguous()
@@ -45,12 +46,17 @@ def block_mask(
     by_query: tuple[Lists, Lists | None],
     by_key: tuple[Lists, Lists | None],
 ) -> BlockMask:
-    """The BlockMask of (partial, full) block lists by query block and by key block. ``mask_mod`` is evaluated in
-    partial blocks only.
+    """The BlockMask of block lists.
 
     ``BlockMask.from_kv_blocks`` would derive the lists by key block, but in memory for every pair of blocks and
     without repetitions.
+
+    Args:
+        lengths: numbers of queries and of keys.
+        mask_mod: which pairs are visible. It is evaluated in partial blocks only.
+        by_query, by_key: lists of partial and of full blocks, for each query block and for each key block.
     """
+    # Counts and numbers of each list: the argument for a missing list is None.
     lists = [x for pair in (*by_query, *by_key) for x in pair or (None, None)]
     arguments: tuple[Any, ...] = lengths, *lists, (BAND_BLOCK, BAND_BLOCK), mask_mod
     return BlockMask(*arguments)
@@ -59,12 +65,12 @@ def block_mask(
 BAND_BLOCK = 128
 """Tokens per block of a band."""
 MAX_LISTED_TOKENS = 1 << 16
-"""Maximum number of keys for global tokens in one call: a tile with a global query visits all keys, one after the
-other. Untuned."""
+"""Maximum number of keys if one call also computes global tokens. A tile with a global query visits all keys, one
+after the other. Untuned."""
 
 
 def flex_band(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, call: AttentionCall) -> Tensor:
-    """The output of :func:`hf_longattn.engines.block_sparse.block_sparse_attention`, without dropout.
+    """Compute :func:`hf_longattn.engines.block_sparse.block_sparse_attention`, without dropout.
 
     One kernel computes the band, global columns and rows, padding anywhere, and packed documents. k and v may have
     fewer heads than q.
@@ -100,8 +106,8 @@ def _shifted(score_mod: ScoreMod | None, offset: int) -> ScoreMod | None:
 def masked_flex(
     signature: Hashable, q: Tensor, k: Tensor, v: Tensor, mask: BlockMask, score_mod: Any, call: AttentionCall
 ) -> Tensor:
-    """The output of one kernel call with the call's scale and sinks. k and v may have fewer heads than q.
-    ``signature``: see fused_flex."""
+    """The output of one kernel call with the scale and sinks of ``call``. k and v may have fewer heads than q.
+    ``signature``: see :func:`fused_flex`."""
     settings: dict[str, Any] = {"block_mask": mask, "scale": call.scale_for(q.shape[-1])}
     if k.shape[1] != q.shape[1]:
         settings["enable_gqa"] = True
@@ -117,10 +123,11 @@ def masked_flex(
 def cached_band_block_mask(
     pattern: Pattern, q_len: int, kv_len: int, call: AttentionCall, device: torch.device
 ) -> BlockMask:
-    """Cached :func:`band_block_mask` of a call. No value is read from the device, except where documents begin."""
+    """:func:`band_block_mask` of a call, cached. Only the beginnings of documents are read from the device."""
 
     def make() -> BlockMask:
-        tokens, labels, documents = call.global_mask, call.documents, None
+        tokens, labels = call.global_mask, call.documents
+        documents = None
         if tokens is not None and call.batch is None and call.global_positions is not None:
             tokens = tokens[0]  # the same in every row, so that one mask serves batches of any size
         if labels is not None:
@@ -155,53 +162,59 @@ def band_block_mask(
         tokens: global tokens, ``(B, Nk)`` bool, or ``(Nk,)`` if they are the same in every row.
         documents: ``(B, Nk)``, the ascending number of each token's document; a query sees its own document only.
     """
-    offset, every_pair = _offset(q_len, kv_len), tokens is not None
-    real = columns = rows = documents_of_queries = documents_of_keys = None
+    offset = _offset(q_len, kv_len)
+    every_pair = tokens is not None
+    # What a block of queries or keys holds: real tokens, global tokens, and the first and last document.
+    real = global_keys = global_queries = documents_of_queries = documents_of_keys = None
     if key_mask is not None:
         real = in_blocks(key_mask)
     if tokens is not None:
-        by_row = tokens.view(-1, kv_len)
-        columns = rows = in_blocks(by_row).any(-1)
+        batch_tokens = tokens.view(-1, kv_len)
+        global_keys = global_queries = in_blocks(batch_tokens).any(-1)
         if offset:
-            rows = in_blocks(by_row[:, offset:]).any(-1)
+            global_queries = in_blocks(batch_tokens[:, offset:]).any(-1)
     if documents is not None:
         documents_of_keys = documents_of_queries = _block_ends(documents)
         if offset:
             documents_of_queries = _block_ends(documents[:, offset:])
 
     def partial_and_full(pairs: BlockPairs) -> tuple[Tensor, Tensor]:
-        """Whether pairs of blocks are visited with the mask, and without it, ``(B or 1, 1, …)`` bool each."""
+        """Which pairs of blocks are visited with the mask, and which without it, ``(B or 1, 1, …)`` bool each."""
 
-        def of_queries(x: Tensor) -> Tensor:
+        def by_q_block(x: Tensor) -> Tensor:
             return x[:, :, None] if every_pair else x[:, pairs.q_block]
 
-        def of_keys(x: Tensor) -> Tensor:
+        def by_k_block(x: Tensor) -> Tensor:
             return x[:, None] if every_pair else x[:, pairs.k_block]
 
         touched, full = pairs.near[None], pairs.inside[None]
-        if columns is not None and rows is not None:
-            seen = of_keys(columns)
+        if global_keys is not None and global_queries is not None:
+            seen = by_k_block(global_keys)
             if pattern.global_rows:
-                seen = seen | of_queries(rows)
+                seen = seen | by_q_block(global_queries)
             if pattern.causal:
                 seen = seen & pairs.earlier
             touched = touched | seen
         if real is not None:
-            touched, full = touched & of_keys(real.any(-1)), full & of_keys(real.all(-1))
+            touched = touched & by_k_block(real.any(-1))
+            full = full & by_k_block(real.all(-1))
         if documents_of_queries is not None and documents_of_keys is not None:
-            q_first, q_last = map(of_queries, documents_of_queries)
-            k_first, k_last = map(of_keys, documents_of_keys)
+            q_first, q_last = map(by_q_block, documents_of_queries)
+            k_first, k_last = map(by_k_block, documents_of_keys)
             touched = touched & (q_first <= k_last) & (k_first <= q_last)
             full = full & (q_first == k_last) & (k_first == q_last)
         partial, whole = torch.broadcast_tensors(touched ^ full, full)  # a full block is touched
         return partial[:, None], whole[:, None]
 
-    of_band = _block_pairs(pattern, q_len, kv_len, every_pair, device)
+    groups = _block_pairs(pattern, q_len, kv_len, every_pair, device)
     if every_pair:
-        by_query, by_key = lists_of(*partial_and_full(of_band[0]))
+        by_query, by_key = lists_of(*partial_and_full(groups[0]))
     else:
-        sides = zip(map(partial_and_full, of_band), (of_band[0].k_block, of_band[1].q_block), strict=True)
-        by_query, by_key = ((packed(partial, blocks), packed(full, blocks)) for (partial, full), blocks in sides)
+        q_pairs, k_pairs = groups
+        partial, full = partial_and_full(q_pairs)
+        by_query = packed(partial, q_pairs.k_block), packed(full, q_pairs.k_block)
+        partial, full = partial_and_full(k_pairs)
+        by_key = packed(partial, k_pairs.q_block), packed(full, k_pairs.q_block)
     visible = pattern.visible_mod(tokens)
 
     def mask_mod(b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
@@ -224,8 +237,10 @@ def _block_ends(numbers: Tensor) -> tuple[Tensor, Tensor]:
 class BlockPairs(NamedTuple):
     """Pairs of a query block and a key block, and their relation to the band, ``(rows, columns)`` bool each.
 
-    near: whether some pair of tokens is in the band. inside: whether all are. earlier: whether some key is not after
-        its query.
+    q_block, k_block: numbers of the blocks.
+    near: whether some pair of tokens is in the band.
+    inside: whether all pairs of tokens are in the band.
+    earlier: whether some key is not after some query.
     """
 
     q_block: Tensor
@@ -238,34 +253,39 @@ class BlockPairs(NamedTuple):
 def _block_pairs(
     pattern: Pattern, q_len: int, kv_len: int, every_pair: bool, device: torch.device
 ) -> list[BlockPairs]:
-    """All pairs of blocks, or the pairs near the band: for each query block, and for each key block. Cached for the
-    process."""
+    """All pairs of blocks, if ``every_pair``; otherwise two groups of pairs near the band, one with a row for each
+    query block and one with a row for each key block. Cached for the process."""
     offset = _offset(q_len, kv_len)
     q_blocks, k_blocks = -(-q_len // BAND_BLOCK), -(-kv_len // BAND_BLOCK)
     left, right = min(pattern.left, kv_len), min(pattern.right, kv_len)
 
     def neighbours(row: Tensor, first: int, blocks: int) -> Tensor:
-        """Blocks of the other axis that may be visible, from position ``row · BAND_BLOCK + first`` on."""
+        """For each block of one axis, the blocks of the other axis that may be visible. They begin at position
+        ``row · BAND_BLOCK + first``."""
         start = (row * BAND_BLOCK + first).div(BAND_BLOCK, rounding_mode="floor").clamp(min=0)
         return start + torch.arange(min(blocks, (left + right + 3 * BAND_BLOCK - 2) // BAND_BLOCK), device=device)
 
-    def of(q_block: Tensor, k_block: Tensor) -> BlockPairs:
-        q_start, k_start = q_block * BAND_BLOCK + offset, k_block * BAND_BLOCK
-        q_stop, k_stop = (q_start + BAND_BLOCK).clamp(max=kv_len) - 1, (k_start + BAND_BLOCK).clamp(max=kv_len) - 1
-        near = (q_start - k_stop <= pattern.left) & (k_start - q_stop <= pattern.right)
-        near = near & (q_start < kv_len) & (k_start < kv_len)
-        inside = near & (q_stop - k_start <= pattern.left) & (k_stop - q_start <= pattern.right)
-        inside = inside & (q_stop - q_start == BAND_BLOCK - 1) & (k_stop - k_start == BAND_BLOCK - 1)
+    def pairs_of(q_block: Tensor, k_block: Tensor) -> BlockPairs:
+        # Positions of the first and the last token of each block.
+        q_first = q_block * BAND_BLOCK + offset
+        k_first = k_block * BAND_BLOCK
+        q_last = (q_first + BAND_BLOCK).clamp(max=kv_len) - 1
+        k_last = (k_first + BAND_BLOCK).clamp(max=kv_len) - 1
+        near = (q_first - k_last <= pattern.left) & (k_first - q_last <= pattern.right)
+        near = near & (q_first < kv_len) & (k_first < kv_len)
+        inside = near & (q_last - k_first <= pattern.left) & (k_last - q_first <= pattern.right)
+        inside = inside & (q_last - q_first == BAND_BLOCK - 1) & (k_last - k_first == BAND_BLOCK - 1)
         return BlockPairs(
-            q_block.clamp(max=q_blocks - 1), k_block.clamp(max=k_blocks - 1), near, inside, k_start <= q_stop
+            q_block.clamp(max=q_blocks - 1), k_block.clamp(max=k_blocks - 1), near, inside, k_first <= q_last
         )
 
     def make() -> list[BlockPairs]:
-        by_query, by_key = (torch.arange(blocks, device=device)[:, None] for blocks in (q_blocks, k_blocks))
+        queries, keys = (torch.arange(blocks, device=device)[:, None] for blocks in (q_blocks, k_blocks))
         if every_pair:
-            return [of(by_query, by_key.T)]
-        met, meeting = neighbours(by_query, offset - left, k_blocks), neighbours(by_key, -right - offset, q_blocks)
-        return [of(by_query, met), of(meeting, by_key)]
+            return [pairs_of(queries, keys.T)]
+        keys_of_queries = neighbours(queries, offset - left, k_blocks)
+        queries_of_keys = neighbours(keys, -right - offset, q_blocks)
+        return [pairs_of(queries, keys_of_queries), pairs_of(queries_of_keys, keys)]
 
     return BYTE_CACHE.get(("pairs of blocks", pattern.left, pattern.right, q_len, kv_len, every_pair, device), make)
 
@@ -277,14 +297,16 @@ def sorted_blocks(chosen: Tensor) -> Lists:
 
 
 def lists_of(partial: Tensor, full: Tensor) -> tuple[tuple[Lists, Lists], tuple[Lists, Lists]]:
-    """(partial, full) lists by query block and by key block, of the True entries ``(B, H, rows, columns)``, with a
-    slot for every block."""
+    """The lists of partial and full blocks, for each query block and for each key block.
+
+    partial, full: ``(B, H, query blocks, key blocks)`` bool. The lists have a slot for every block.
+    """
     chosen = partial, full, partial.mT, full.mT
     if partial.shape[2] == partial.shape[3]:  # all at once, which launches fewer kernels
-        a, b, c, d = zip(*sorted_blocks(torch.stack(chosen)), strict=True)
+        q_partial, q_full, k_partial, k_full = zip(*sorted_blocks(torch.stack(chosen)), strict=True)
     else:
-        a, b, c, d = map(sorted_blocks, chosen)
-    return (a, b), (c, d)
+        q_partial, q_full, k_partial, k_full = map(sorted_blocks, chosen)
+    return (q_partial, q_full), (k_partial, k_full)
 
 
 def in_blocks(mask: Tensor) -> Tensor:
@@ -304,13 +326,14 @@ def _offset(q_len: int, kv_len: int) -> int:
 
 
 def _axes_read(table: Tensor) -> tuple[bool, ...]:
-    """Whether :func:`lookup` reads each axis of ``table``. Axes of size 1 are not read."""
+    """For each axis of ``table``, whether :func:`lookup` reads it. Axes of size 1 are not read."""
     return tuple(size > 1 for size in table.shape)
 
 
 def lookup(table: Tensor) -> Callable[..., Tensor]:
     """``table`` as a function of one index per axis."""
-    read, values = _axes_read(table), table.squeeze()
+    read = _axes_read(table)
+    values = table.squeeze()
     return lambda *index: values[tuple([x for x, is_read in zip(index, read, strict=True) if is_read])]
 
 
@@ -319,7 +342,7 @@ MAX_TABLE_TOKENS = 1 << 15
 
 
 def why_not_blocks(context: DispatchContext) -> str | None:
-    """Why blocks of keys do not run, as a clause. ``None`` if they may run."""
+    """Why flex_attention does not run a selection or a table of blocks, as a clause. ``None`` if it may run."""
     size = context.block_size
     if size and BAND_BLOCK % size and size % BAND_BLOCK:
         return f"blocks of {size} tokens do not fit the kernel's blocks of {BAND_BLOCK}"
@@ -333,7 +356,7 @@ def why_not_blocks(context: DispatchContext) -> str | None:
 def flex_block_selected(
     q: Tensor, k: Tensor, v: Tensor, chosen: Tensor, block_size: int, call: AttentionCall
 ) -> Tensor:
-    """The output of :func:`hf_longattn.engines.gathered.block_selected_attention`, without dropout.
+    """Compute :func:`hf_longattn.engines.gathered.block_selected_attention`, without dropout.
 
     Raises:
         NoKernel: ``block_size`` does not fit the kernel's blocks, or this machine has no such kernel.
@@ -396,7 +419,8 @@ def flex_block_table(
 
     Args:
         q, k, v: ``(B, H, N, D)`` and ``(B, H_kv, N, D)``. Values in padding must be finite.
-        key, make: the table, which is cached with its lists as :meth:`AttentionCall.cached` says.
+        key, make: ``make()`` returns the table. The table and its block lists are cached by ``key``, see
+            :meth:`AttentionCall.cached`.
         size: tokens in a block.
 
     Raises:
@@ -408,36 +432,39 @@ def flex_block_table(
 
     def made() -> tuple[BlockMask, BlockTable]:
         table = make()
-        seen, blocks = table.seen, -(-length // BAND_BLOCK)
+        seen = table.seen
+        # Pairs of the kernel's blocks, (B or 1, H or 1, blocks, blocks) bool: which have a visible pair of tokens, and
+        # in which all pairs are visible.
+        blocks = -(-length // BAND_BLOCK)
         if size < BAND_BLOCK:
             parts = BAND_BLOCK // size
             missing = blocks * parts - seen.shape[3]
-            of_blocks = (
-                F.pad(seen, (0, missing, 0, missing)).unflatten(3, (blocks, parts)).unflatten(2, (blocks, parts))
-            )
-            touched, full = of_blocks.any(5).any(3), of_blocks.all(5).all(3)
+            whole = F.pad(seen, (0, missing, 0, missing))
+            split = whole.unflatten(3, (blocks, parts)).unflatten(2, (blocks, parts))
+            touched, full = split.any(5).any(3), split.all(5).all(3)
         else:
             repeats = size // BAND_BLOCK
             repeated = seen.repeat_interleave(repeats, 2).repeat_interleave(repeats, 3)
             touched = full = repeated[:, :, :blocks, :blocks]
-        if length % BAND_BLOCK:
+        if length % BAND_BLOCK:  # the last block is incomplete
             filled = torch.arange(blocks, device=q.device) < blocks - 1
             full = full & (filled & filled[:, None])
         if causal:
             full = full.tril(-1)
         if tokens is not None:
-            crossed = in_blocks(tokens).any(-1)
-            touched = touched | (crossed[:, None, None] | crossed[:, None, :, None])
+            has_globals = in_blocks(tokens).any(-1)
+            touched = touched | (has_globals[:, None, None] | has_globals[:, None, :, None])
         if causal:
             touched = touched.tril()
         if key_mask is not None:
             real = in_blocks(key_mask)
-            touched, full = touched & real.any(-1)[:, None, None], full & real.all(-1)[:, None, None]
+            touched = touched & real.any(-1)[:, None, None]
+            full = full & real.all(-1)[:, None, None]
         by_query, by_key = lists_of(*torch.broadcast_tensors(touched ^ full, full))
-        at = lookup(seen)
+        sees = lookup(seen)
 
         def mask_mod(b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
-            visible = at(b, h, q_idx // size, kv_idx // size)
+            visible = sees(b, h, q_idx // size, kv_idx // size)
             if tokens is not None:
                 visible = visible | tokens[b, q_idx] | tokens[b, kv_idx]
             if causal:

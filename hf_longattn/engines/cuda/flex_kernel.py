@@ -3,7 +3,7 @@
 Without a kernel, flex_attention computes all N×N scores in memory, and raises nothing. This happens if torch.compile
 is turned off, or if PyTorch has already compiled eight variants of a function, which is the limit. So every kind of
 call has its own compiled function here, and no function runs uncompiled. If PyTorch cannot compile a function, forward
-or backward, ``NoKernel`` is raised and another path runs.
+or backward, :class:`NoKernel` is raised, and another path runs.
 """
 
 from __future__ import annotations
@@ -45,7 +45,8 @@ logger = logging.getLogger(__name__)
 
 
 def why_not(context: DispatchContext) -> str | None:
-    """Why flex_attention does not run, as a clause. Only an attempt shows whether this machine has the kernel."""
+    """Why flex_attention does not run, as a clause; ``None`` if it may. Only an attempt shows whether this machine has
+    the kernel."""
     if context.device != "cuda":
         return ELSEWHERE
     if context.exporting:
@@ -90,6 +91,7 @@ class Kernel:
         """Whether the backward pass is known to run."""
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, **settings: Any) -> Any:
+        # a score term may have Python floats in its closure
         with nullcontext() if settings.get("score_mod") is None else floats_as_constants():
             if not self.has_backward and differentiated(q, k, v):
                 self.run_backward(q, k, v, **settings)
@@ -116,10 +118,11 @@ class Kernel:
 
 
 def fused_flex(signature: Hashable, q: Tensor, k: Tensor, v: Tensor, **settings: Any) -> Any:
-    """``flex_attention(q, k, v, **settings)`` by a fused kernel, forward and backward. In a graph, a plain call.
+    """``flex_attention(q, k, v, **settings)`` by a fused kernel, forward and backward. A graph gets the plain call.
 
     Args:
-        signature: contents of the closures of the mask and the score term, except tensors and numbers.
+        signature: what the closures of the mask and the score term hold, except tensors and numbers. Calls with
+            another signature need another kernel.
     Raises:
         NoKernel: this machine has no kernel for this kind of call; logged once. Other errors are raised unchanged.
     """
@@ -136,6 +139,7 @@ def fused_flex(signature: Hashable, q: Tensor, k: Tensor, v: Tensor, **settings:
                 raise
             if not isinstance(error, NoKernel):
                 kernel.refusal = reason
+    # A kernel that is too large for this GPU may fit if it loads one block at a time.
     options = settings.get("kernel_options", {})
     if TOO_LARGE.search(reason) and STAGES not in options:
         return fused_flex((STAGES, signature), q, k, v, **settings | {"kernel_options": options | {STAGES: 1}})
@@ -146,11 +150,12 @@ def fused_flex(signature: Hashable, q: Tensor, k: Tensor, v: Tensor, **settings:
 def _variant(
     q: Tensor, k: Tensor, v: Tensor, *, block_mask: BlockMask, scale: float | None = None, **settings: Any
 ) -> Hashable:
-    """The properties of a call that make PyTorch recompile. Rare coincidences of sizes are left out."""
+    """The properties of a call by which PyTorch compiles a function again. Sizes that are equal by chance do so too,
+    but are rare and left out."""
     modes = torch.is_grad_enabled(), torch.is_inference_mode_enabled(), autocasts(q)
     lists = [size == 1 for x in (block_mask.kv_indices, block_mask.q_indices) if x is not None for size in x.shape]
     layouts = []
-    for x in (q, k, v):  # what a compiled function treats as fixed
+    for x in (q, k, v):  # a compiled function has these as constants
         batch, heads, length, head_dim = x.shape
         stored = x.is_contiguous(), x.stride(1) < x.stride(2), x.requires_grad, x.is_inference()
         layouts += [x.dtype, heads, head_dim, batch == 1, length == 1, stored]
@@ -159,15 +164,18 @@ def _variant(
 
 @functools.lru_cache(MAX_KERNELS)
 def _kernel(signature: Hashable) -> Kernel:
-    """The kernel for calls of one kind."""
+    """The kernel for calls with this signature, made at the first call."""
     return Kernel()
 
 
 def refusal(error: BaseException) -> str | None:
-    """Why this machine has no such kernel, from ``error`` or one of its causes. ``None`` for errors of other kinds."""
-    causes = [error]
-    while (earlier := causes[-1].__cause__ or causes[-1].__context__) is not None:
-        causes.append(earlier)
+    """The reason why this machine has no such kernel, if ``error`` or one of its causes says so; otherwise
+    ``None``."""
+    causes: list[BaseException] = []
+    cause: BaseException | None = error
+    while cause is not None:
+        causes.append(cause)
+        cause = cause.__cause__ or cause.__context__
     if any(isinstance(cause, MACHINE_ERRORS) for cause in causes):
         return None
     if isinstance(error, NoKernel):
@@ -181,13 +189,13 @@ def refusal(error: BaseException) -> str | None:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message, or the error's name if it has no message."""
+    """The first line of an error's message, at most 300 characters; the error's name if it has no message."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
 
 
 @functools.cache
 def warn_once(kernel: str, width: int, dtype: torch.dtype, device: torch.device, reason: str) -> None:
-    """Log that a kernel is missing."""
+    """Log that a kernel is missing, once for the same arguments. ``width``: features of a head."""
     name = str(dtype).removeprefix("torch.")
     logger.warning(
         f"{kernel} has no kernel for heads of {width} in {name} on {device} ({reason}); other operations run, which "
@@ -196,7 +204,7 @@ def warn_once(kernel: str, width: int, dtype: torch.dtype, device: torch.device,
 
 
 def signature_of(score_mod: Any) -> Hashable:
-    """The signature of a score term for :func:`fused_flex`."""
+    """The signature of a score term for :func:`fused_flex`: its code, or the name of its class."""
     code: Hashable = getattr(score_mod, "__code__", None)
     return type(score_mod).__name__ if code is None else code
 
