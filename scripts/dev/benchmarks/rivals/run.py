@@ -49,13 +49,13 @@ from scripts.dev.benchmarks.rivals.plan import (
     file_of,
 )
 from scripts.dev.benchmarks.rivals.prepare import download, prepare
-from scripts.dev.benchmarks.rivals.table import line, markdown, verdict
+from scripts.dev.benchmarks.rivals.table import RIGHT, line, markdown, verdict
 from scripts.dev.real import ENGINE
 
 OUTPUT = RESULTS / "rivals"
-PASSES, TURN_SECONDS, SLOW = 3, 60.0, 3.0
-"""Maximum passes of a way, maximum seconds of a turn after the first, and the multiple of the fastest way's seconds
-beyond which a way makes one pass."""
+PASSES, TURN_SECONDS, SLOW = 3, 60.0, 1.5
+"""Maximum passes of a way, maximum seconds of the third turn, and the multiple of the fastest way's seconds beyond
+which a way makes one pass."""
 PAUSE = 0.3
 """Seconds before a pass, in which threads of other processes stop spinning."""
 GROWN, SPARE, PLAIN = 2.0, 4.0, 6.0
@@ -149,12 +149,17 @@ def needed(group: Group, way: str) -> float:
     return LARGE.get((way, group.model), PLAIN) if group.length >= LONG else PLAIN / 2
 
 
+def plain(group: Group, ways: Sequence[str]) -> bool:
+    """Whether ways may be loaded together, since none takes far more memory than its weights."""
+    return all(needed(group, way) <= PLAIN for way in ways)
+
+
 def measured(home: Path, group: Group, passes: int) -> list[dict[str, Any]]:
     """The rows of a group. Its processes are loaded together as far as the memory allows."""
     rows, waiting = {}, list(group.ways)
     while waiting:
         batch: dict[str, Process] = {}
-        while waiting and (not batch or available() > needed(group, waiting[0]) + SPARE):
+        while waiting and (not batch or (plain(group, [*batch, waiting[0]]) and available() > PLAIN + SPARE)):
             way = waiting.pop(0)
             rows[way] = row_of(group, way)
             if available() < needed(group, way):
@@ -192,9 +197,11 @@ def take_turns(batch: dict[str, Process], rows: dict[str, dict[str, Any]], passe
 
 def worth_more(rows: dict[str, dict[str, Any]], way: str) -> bool:
     """Whether a way's outputs are right and its first pass was not far slower than the fastest."""
-    fastest = min((row["seconds"] for row in rows.values() if "seconds" in row), default=0.0)
-    row = rows[way]
-    return verdict(row) in ("equal", "close", "another function") and row["seconds"] <= SLOW * fastest
+    row, words = rows[way], RIGHT
+    if verdict(row) not in RIGHT:
+        words = ("another function",)
+    fitting = [other["seconds"] for other in rows.values() if verdict(other) in words]
+    return verdict(row) in words and row["seconds"] <= SLOW * min(fitting)
 
 
 def versions(home: Path) -> dict[str, str]:

@@ -19,7 +19,8 @@ from scripts.dev.benchmarks.rivals.plan import (
 
 EVEN = 1.03
 """Ratio up to which two numbers count as equal."""
-RIGHT = ("equal", "close")
+RIGHT: tuple[str, ...] = ("equal", "close")
+"""Verdicts of outputs that may win."""
 Row = dict[str, Any]
 
 
@@ -123,6 +124,24 @@ def duels(rows: Sequence[Row], exact: bool, lengths: Sequence[int] = LENGTHS) ->
     return report.markdown_table(header, lines)
 
 
+def advice(rows: Sequence[Row]) -> str:
+    """The fastest way with the outputs of the stock model, for each model and length, in fp32 and in any precision."""
+    lines: dict[str, list[str]] = {}
+    for (model, length), group in grouped(rows).items():
+        found = []
+        for exact in (True, False):
+            own, rival = (best(group, ours, exact, "seconds") for ours in (True, False))
+            if own and rival:
+                first, second = sorted((own, rival), key=lambda row: float(row["seconds"]))
+                found.append(f"{named(first)} ({second['seconds'] / first['seconds']:.2f} × the other side's best)")
+            elif own:
+                found.append(f"{named(own)} (no rival ran)")
+        if found:
+            words = dict.fromkeys(found)
+            lines.setdefault(MODELS[model], []).append(f"at {length:,} tokens {', in any precision '.join(words)}")
+    return "\n".join(f"- {title}: {'; '.join(parts)}." for title, parts in lines.items())
+
+
 def full(rows: Sequence[Row], model: str) -> str:
     """All ways of a model: seconds and memory at each length. The smallest number of right outputs is in bold."""
     own = [row for row in rows if row["model"] == model and "seconds" in row]
@@ -178,7 +197,14 @@ def about(record: dict[str, Any]) -> str:
 def markdown(record: dict[str, Any]) -> str:
     """The tables of the page."""
     rows = record["rows"]
-    parts = ["### In fp32", duels(rows, True), "### In the fastest precision of each side", duels(rows, False)]
+    parts = [
+        "### Which to use",
+        advice(rows),
+        "### In fp32",
+        duels(rows, True),
+        "### In the fastest precision of each side",
+        duels(rows, False),
+    ]
     for model, title in MODELS.items():
         if any(row["model"] == model and "seconds" in row for row in rows):
             parts += [f"### {title}", full(rows, model)]
