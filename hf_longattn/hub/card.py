@@ -1,4 +1,4 @@
-"""Model cards: from a saved model's config, its conversion report, the card of its source and measured results.
+"""Write model cards from a model's config, its conversion report, the card of its source and measured results.
 
 Every command that writes a model fills the same template, ``card.md``.
 """
@@ -69,15 +69,15 @@ TASKS = {
     "AutoModelForSpeechSeq2Seq": "automatic-speech-recognition",
     "AutoModelForAudioClassification": "audio-classification",
 }
-"""Auto class of a head -> its task, by its name on the Hub. Other heads have no task there."""
+"""Auto class of a head -> the Hub's name of its task. Other heads have no task on the Hub."""
 AUTO_CLASSES = {
     **{task: auto for auto, task in TASKS.items()},
     "feature-extraction": "AutoModel",
     "image-feature-extraction": "AutoModel",
 }
-"""Task, by its name on the Hub -> the Auto class that loads models for it."""
+"""The Hub's name of a task -> the Auto class that loads models for it."""
 INHERITED = ("license", "license_name", "license_link", "language", "datasets", "tags", "base_model")
-"""Metadata that a model takes over from its source. Its results are those of another model."""
+"""Fields of a card's metadata that a model gets from its source. Results are not among them."""
 FORMATS = frozenset(
     (
         "coreml",
@@ -102,12 +102,12 @@ FORMATS = frozenset(
 """Tags that name a file format. They describe the source's files, so a converted model does not inherit them."""
 YAML_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 DEEPEST_METADATA, LONGEST_NUMBER, MOST_TAGS = 50, 1000, 1000
-"""Maximum nesting of a card's metadata, characters of a word without a space in it, and number of tags, whose pairs
-huggingface_hub compares."""
+"""Limits of a card's metadata: levels of nesting, characters of a number or word, and number of tags. huggingface_hub
+compares all pairs of tags."""
 NEW_TOKENS = 20
-"""Tokens that a card's example generates."""
+"""Number of tokens that a card's example generates."""
 LIBRARIES: dict[str | None, str] = {GRAPHS["onnx"]: "onnx", GRAPHS["torch"]: "pytorch"}
-"""File name of a graph -> its library, by its name on the Hub."""
+"""File name of a graph -> the Hub's name of its library."""
 REMOTE_CODE = (
     "A program that does not import hf_longattn passes `trust_remote_code=True` to `from_pretrained`: a file in this "
     "repository imports hf_longattn, which must be installed."
@@ -115,14 +115,19 @@ REMOTE_CODE = (
 
 
 def write_model_card(model_dir: str | Path, **contents: Any) -> Path:
-    """Write ``README.md`` into a saved model's folder; ``contents`` as for :func:`model_card`. Returns its path.
+    """Write the card of a saved model, ``README.md``, into its folder. Returns the path of the file.
 
-    Licence, language, data sets and tags of an existing card are preserved.
+    Licence, language, data sets and tags of an existing card are kept.
+
+    Args:
+        model_dir: a saved model.
+        contents: further arguments of :func:`model_card`.
 
     Raises:
-        CheckpointError: as :func:`model_card`, or the file cannot be written.
+        CheckpointError: as for :func:`model_card`, or the file cannot be written.
     """
-    path, card = Path(model_dir) / "README.md", model_card(model_dir, **contents)
+    path = Path(model_dir) / "README.md"
+    card = model_card(model_dir, **contents)
     with staged_file(path) as stage:
         card.save(stage)
     return path
@@ -144,19 +149,20 @@ def model_card(
 
     Args:
         model_dir: a saved model.
-        base_model: the Hub name of the model it was made from. Omit it for a local folder.
-        source: folder or Hub name of a model whose metadata is inherited; by default, without a card, the report's
-            source.
-        report: the conversion's report; by default the folder's ``conversion_report.json``.
-        results: measured results, each with ``dataset`` and ``metric``, which are readable names ("exact match"), and
-            a finite ``value``; perhaps with ``unit`` ("%", "s", "nats"), ``n`` (the number of examples),
-            ``standard_error``, ``split``, ``task`` (by its name on the Hub; default: the model's) and ``metric_type``.
-            Results with a ``system`` are compared in the table, and left out of the metadata (``model-index``).
-        name: Hub name or path from which readers load the model; by default ``model_dir``.
+        base_model: Hub name of the model from which this one was made. Omit it for a local folder.
+        source: folder or Hub name of a model whose metadata is inherited. By default, it is the source in the report,
+            if the folder has no card yet.
+        report: the conversion's report. By default, it is the folder's ``conversion_report.json``.
+        results: measured results. Each has ``dataset`` and ``metric``, which are readable names ("exact match"), and a
+            finite ``value``. It may have ``unit`` ("%", "s", "nats"), ``n`` (the number of examples),
+            ``standard_error``, ``split``, ``task`` (the Hub's name; by default the model's) and ``metric_type``. A
+            result with a ``system`` is of another model: it is in the table, but not in the metadata
+            (``model-index``).
+        name: Hub name or path from which readers load the model. By default, it is ``model_dir``.
         introduction: text in place of the first sentence.
         training: text on the training.
-        metadata: license, language, datasets, tags or other fields of ``ModelCardData``. Those of :data:`INHERITED`
-            that are not given come from the cards of the folder and of the source.
+        metadata: license, language, datasets, tags or other fields of ``ModelCardData``. Fields of :data:`INHERITED`
+            that are not given are taken from the cards of the folder and of the source.
 
     Raises:
         CheckpointError: the folder has no readable ``config.json``, or a file has values from which no card can be
@@ -171,9 +177,11 @@ def model_card(
     ):
         rows = list(results)
         plan = report.get("plan") or {}
+
+        # the model: its family, its config with defaults, its length and attention
         backbone, text_config = config, config.get("text_config")
         if config.get("model_type") == MULTIMODAL_TYPE and isinstance(text_config, dict):
-            backbone = text_config  # what a multimodal model reads
+            backbone = text_config  # the card describes the text model of a multimodal model
         family, spec, typed_config = family_in(backbone), PLAIN_TEXT, SimpleNamespace(**backbone)
         if family is not None:
             spec, typed_config = family.spec, family.config_class.from_dict(dict(backbone))
@@ -181,6 +189,7 @@ def model_card(
         loading = Loading.of(folder, config, length, partial(spec.example, folder, typed_config))
         attentions = attentions_of(backbone, family)
 
+        # the metadata, and the first sentence
         converted_from = str(plan.get("source") or "")
         if source is None and not (folder / "README.md").is_file():
             source = converted_from
@@ -219,33 +228,33 @@ def model_card(
             versions={"hf_longattn": __version__, **(report.get("versions") or {})},
         )
         text = re.sub(r"\n{3,}", "\n\n", str(card))
-        text.encode()  # names may contain bytes that are not UTF-8
+        text.encode()  # raises an error if a name contains bytes that are not UTF-8
         return ModelCard(text)
 
 
 @dataclass(frozen=True)
 class Loading:
-    """How a card's code loads a model, and runs it once.
+    """How a card's code loads a model, and runs it once."""
 
-    auto: the Auto class that loads it; empty if there is none.
-    sentences: class of sentence-transformers that loads it; ``None`` for other models.
-    graph: file name of an exported graph, if the folder has no other weights.
-    ours: whether it is a Long model.
-    task, library: their names on the Hub.
-    """
-
-    architecture: str
-    auto: str
-    sentences: str | None
-    graph: str | None
-    ours: bool
-    example: Example
-    task: str | None
-    library: str
+    architecture: str  # name of the model's class
+    auto: str  # the Auto class that loads the model; empty if there is none
+    sentences: str | None  # the class of sentence-transformers that loads the model, or None
+    graph: str | None  # file name of an exported graph, if the folder has no other weights
+    ours: bool  # whether it is a Long model
+    example: Example  # lines of code that make the inputs
+    task: str | None  # the Hub's name of the task, if any
+    library: str  # the Hub's name of the library
 
     @classmethod
     def of(cls, folder: Path, config: Mapping[str, Any], length: int, example_of: Callable[[int], Example]) -> Loading:
-        """The loading of a saved model that reads ``length`` tokens. ``example_of`` makes its example for a length."""
+        """How a saved model is loaded and run.
+
+        Args:
+            folder: the saved model.
+            config: its config.json.
+            length: maximum number of tokens that it reads.
+            example_of: function that returns the example for a number of tokens.
+        """
         architecture = named_class(config, "AutoModel")
         auto = auto_class_name(SimpleNamespace(model_type=config.get("model_type")), architecture) or ""
         if not auto and architecture.startswith("AutoModel"):
@@ -259,11 +268,11 @@ class Loading:
         sentences = sentence_class(folder)
         if sentences is None:
             library = LIBRARIES.get(graph, "transformers")
-            task = example.task  # of a model without a head; None if cards for this kind of input name no task
+            task = example.task  # of a model without a head; None if no card for this kind of input has a task
             if task is not None:
                 if "For" in architecture or "Heads" in architecture:
-                    task = None
-                # an encoder-decoder may be trained for any task; of these, only Marian's are all for translation
+                    task = None  # the model has a head
+                # other encoder-decoders are trained for any task, but all Marian models for translation
                 for_many_tasks = auto == "AutoModelForSeq2SeqLM" and not architecture.endswith("MTModel")
                 if not for_many_tasks:
                     task = TASKS.get(auto, task)
@@ -275,12 +284,17 @@ class Loading:
         return cls(architecture, auto, sentences, graph, is_long(config), example, task, library)
 
     def metadata(self, folder: Path, stated: Mapping[str, Any], source: str | Path | None) -> dict[str, Any]:
-        """The card's metadata: ``stated`` fields, then those of the folder's card, then those of the source's."""
+        """The metadata of a card.
+
+        ``stated`` fields take precedence over fields of the card in ``folder``, and these over fields of the card of
+        ``source``.
+        """
         inherited = inherited_metadata(source) if source else {}
-        inherited.pop("base_model", None)  # the source's, not this model's
+        inherited.pop("base_model", None)  # the model from which the source was made
         if self.auto in TASKS and self.sentences is None:
-            tags_of_source = inherited.get("tags", ())
-            inherited["tags"] = [tag for tag in tags_of_source if not tag.startswith(("sentence-", "feature-"))]
+            # a model with a head for another task is no sentence encoder
+            source_tags = inherited.get("tags", ())
+            inherited["tags"] = [tag for tag in source_tags if not tag.startswith(("sentence-", "feature-"))]
         merged = with_inherited(stated, with_inherited(inherited_metadata(folder), inherited))
         tags = {*merged["tags"]}.difference(TAGS)
         if self.ours:
@@ -289,10 +303,14 @@ class Loading:
 
 
 def evaluations(rows: Iterable[Mapping[str, Any]], task: str | None) -> list[EvalResult]:
-    """The measured results of this model for the card's metadata (``model-index``).
+    """The results of this model, for the card's metadata (``model-index``). Results of other systems are left out.
+
+    Args:
+        rows: results as for :func:`model_card`.
+        task: the Hub's name of the model's task.
 
     Raises:
-        LongAttentionError: a result, of this model or another, is not a finite number.
+        LongAttentionError: a result, of this model or another system, is not a finite number.
     """
     results = []
     for row in rows:
@@ -319,66 +337,87 @@ def evaluations(rows: Iterable[Mapping[str, Any]], task: str | None) -> list[Eva
 
 
 def takes_global_tokens(config: Mapping[str, Any], attentions: Mapping[str, LongAttentionConfig]) -> bool:
-    """Whether a caller chooses a model's global tokens. A config may choose them itself, by a separator."""
+    """Whether a caller passes the global tokens to the model. With a separator in its config, a model finds them
+    itself."""
     if "" not in attentions or is_generic(config) or config.get("question_separator_id") is not None:
         return False
     return prototype(attentions[""].mechanism, attentions[""].options).capabilities.takes_globals
 
 
 def layer_count(config: Any, tower: str) -> int:
-    """Number of layers of a tower, or of a model without towers. Some have several stages of layers."""
+    """Number of layers of a tower, or of a model without towers (``tower=""``), over all its stages."""
     stack = getattr(config, tower_field(tower), config)
     return sum(getattr(stack, "depths", [getattr(stack, "num_hidden_layers", 1)]))
 
 
 def attentions_of(config: Mapping[str, Any], family: Family | None) -> dict[str, LongAttentionConfig]:
-    """Tower -> its attention. A model without towers has one entry with an empty name, a short model has none."""
-    chosen = config.get("long_attention") or {}
-    if chosen and TOWERS not in chosen:
-        return {"": LongAttentionConfig.from_dict(chosen)}
-    attentions = dict(chosen.get(TOWERS, {}))
-    for name in () if family is None else family.towers:
-        attentions[name] = (config.get(tower_field(name)) or {}).get("long_attention")
+    """Name of a tower -> its attention.
+
+    A model without towers has one entry with an empty name. A model without mechanisms has no entry.
+    """
+    stored = config.get("long_attention") or {}
+    if stored and TOWERS not in stored:
+        return {"": LongAttentionConfig.from_dict(stored)}
+    attentions = dict(stored.get(TOWERS, {}))
+    if family is not None:
+        for name in family.towers:
+            attentions[name] = (config.get(tower_field(name)) or {}).get("long_attention")
     return {name: LongAttentionConfig.from_dict(attention) for name, attention in attentions.items() if attention}
 
 
 def limits_of(family: Family | None, config: Any, attentions: Mapping[str, LongAttentionConfig]) -> list[str]:
-    """The limits of a model, one or two sentences each: the longest input, and the maximum length with full
-    attention."""
+    """The limits of a model, as one or two sentences each.
+
+    They are the longest input, and the maximum length at which attention equals full attention, of each tower.
+    """
     if family is None:
         return [longest_in_words(PLAIN_TEXT, PLAIN_TEXT.sizes(None, config).new)]
-    limits = list[str]()
-    for name, (part, of_part) in family.by_tower(config).items():
-        longest, nouns = part.spec.sizes(part, of_part).new, part.spec.nouns
-        by_table = part.position_tables and getattr(of_part, "position_embedding_type", "absolute") == "absolute"
-        back = positions_without_end(part, of_part) if hasattr(of_part, "attending") else None
-        if by_table and not longest.name:
+    limits: list[str] = []
+    for name, (tower, tower_config) in family.by_tower(config).items():
+        longest = tower.spec.sizes(tower, tower_config).new
+        type_of_positions = getattr(tower_config, "position_embedding_type", "absolute")
+        has_table = tower.position_tables and type_of_positions == "absolute"
+        look_back = positions_without_end(tower, tower_config) if hasattr(tower_config, "attending") else None
+
+        # the longest input
+        if has_table and not longest.name:
             limits.append(f"Inputs of more than {longest.tokens:,} tokens are refused; truncate them.")
-        elif back is not None:
+        elif look_back is not None:
             limits.append(
-                f"Its texts may be of any length: no query looks back more than {back:,} positions, its own included."
+                f"Its texts may be of any length: no query looks back more than {look_back:,} positions, its own "
+                "included."
             )
         elif longest.tokens:
-            limits.append(longest_in_words(part.spec, longest))
-        if name in attentions and not part.spec.on_grid:
-            whose = f"The attention of the tower {name}" if name else "Its attention"
-            layers, causal = getattr(of_part, "attending", (1, False))
-            equal = equality_with_full(attentions[name], layers, causal, longest.tokens, nouns)
-            limits.append(f"{whose} {equal}.")
-            if getattr(of_part, "decoder_long_attention", None) is not None:
-                of_decoder = equality_with_full(of_part.decoder_attention, of_part.decoder_layers, True, None, "texts")
-                limits.append(f"The self-attention of its decoder {of_decoder}.")
+            limits.append(longest_in_words(tower.spec, longest))
+
+        # equality with full attention
+        if name in attentions and not tower.spec.on_grid:
+            subject = f"The attention of the tower {name}" if name else "Its attention"
+            layers, causal = getattr(tower_config, "attending", (1, False))
+            predicate = equality_with_full(attentions[name], layers, causal, longest.tokens, tower.spec.nouns)
+            limits.append(f"{subject} {predicate}.")
+            if getattr(tower_config, "decoder_long_attention", None) is not None:
+                decoder, layers = tower_config.decoder_attention, tower_config.decoder_layers
+                predicate = equality_with_full(decoder, layers, True, None, "texts")
+                limits.append(f"The self-attention of its decoder {predicate}.")
     return [*dict.fromkeys(limits)]
 
 
 def longest_in_words(spec: InputSpec, longest: InputSize) -> str:
+    """The sentences about the longest input of a model that may read other sizes, too."""
     return f"It was made for {spec.nouns} of up to {longest.words}. Other sizes may run, but were not verified."
 
 
 def equality_with_full(
     attention: LongAttentionConfig, layers: int, causal: bool, longest: int | None, nouns: str
 ) -> str:
-    """Maximum length, at most ``longest``, at which the attention of a stack equals full attention, as a predicate."""
+    """The maximum length at which the attention of a stack equals full attention, as a predicate of a sentence.
+
+    Args:
+        attention, layers, causal: the attention of the stack, its number of layers, and whether it is causal.
+        longest: maximum tokens of the stack's inputs; ``None`` or 0 if it is not known.
+        nouns: plural noun for the inputs.
+    """
     mechanisms = attention.prototypes(range(layers))
     lengths = range(1, 1 + (longest or 2**20))
     exact = bisect_left(
@@ -392,44 +431,49 @@ def equality_with_full(
 
 
 def next_step(step: Mapping[str, Any], name: str) -> str:
-    """Shell command or advice on training the model ``name``, from ``next_step`` of its conversion report. Empty if
-    there is none."""
+    """How to train a converted model: a shell command, or advice. Empty if there is neither.
+
+    Args:
+        step: the ``next_step`` of the model's conversion report.
+        name: the name by which the model is loaded.
+    """
     if step.get("command"):
         return shlex.join(word.replace("{model}", name) for word in step["command"])
     return (step.get("advice") or "").replace("{model}", name)
 
 
 def read_report(folder: Path) -> dict[str, Any]:
-    """The report of the conversion that made a folder; empty if there is none."""
+    """The report of the conversion that wrote a folder; empty if there is none."""
     file = folder / CONVERSION_REPORT
     if not file.exists():
         return {}
     return read_json_object(file)
 
 
-# What a card takes over from the source's.
+# Metadata that a card takes from the card of its source.
 
 
 def origin_of(source: str) -> str:
-    """A model's name on the Hub, or "a local folder", whose name is never published."""
+    """A source in a sentence of a card: its Hub name, or "a local folder", since a folder's name is never
+    published."""
     if "/" in source and public_name(source) == source:
         return f"`{in_one_line(source)}`"
     return "a local folder"
 
 
 def inherited_metadata(source: str | Path, *, download: bool = False) -> dict[str, Any]:
-    """The fields in :data:`INHERITED` of the card of a folder, or of a Hub repository in the cache. Without tags in
-    :data:`FORMATS`.
+    """The fields :data:`INHERITED` in the card of a model. Tags in :data:`FORMATS` are left out.
 
-    If the card cannot be read, warns and returns none.
+    A missing card gives no fields. A card that cannot be read gives a warning, too.
 
     Args:
-        download: request the card of a Hub repository, so that it is in the cache.
+        source: a folder, or the name of a Hub repository.
+        download: download the card of a Hub repository. By default, the card must be in the Hub cache.
     """
     folder = Path(source).expanduser()
     card = folder / "README.md"
     if not folder.is_dir():
-        with suppress(OSError, ValueError, HTTPError):  # no such card, or no connection
+        with suppress(OSError, ValueError, HTTPError):  # there is no such card, or no connection
             card = Path(hf_hub_download(str(source), "README.md", local_files_only=not download))
     data: dict[str, Any] = {}
     if card.is_file():
@@ -444,20 +488,22 @@ def inherited_metadata(source: str | Path, *, download: bool = False) -> dict[st
 
 
 def with_inherited(stated: Mapping[str, Any], inherited: Mapping[str, Any]) -> dict[str, Any]:
-    """``stated`` completed by ``inherited``. Tags are merged; a stated licence also drops the inherited licence's name
-    and link."""
-    rest = {
+    """Metadata with the ``stated`` fields, and ``inherited`` fields that are not stated.
+
+    Tags are merged. With a stated licence, no field about the licence is inherited.
+    """
+    kept = {
         name: value for name, value in inherited.items() if not (stated.get("license") and name.startswith("license"))
     }
-    merged = {**rest, **{name: value for name, value in stated.items() if value}}
+    merged = {**kept, **{name: value for name, value in stated.items() if value}}
     return {**merged, "tags": sorted({*inherited.get("tags", []), *(stated.get("tags") or [])})}
 
 
 def read_card(path: Path) -> ModelCard:
-    """The card in a file, in a time that is linear in its size.
+    """Read the card in a file. The time is linear in the size of the file, also for a card that was made to take long.
 
     Raises:
-        CheckpointError: the file or its metadata cannot be read, or it has more than the limits of this file.
+        CheckpointError: the file or its metadata cannot be read, or the metadata exceed the limits of this module.
     """
     text = read_text(path, LARGEST_CARD)
     with checkpoint_errors(f"The metadata of {str(path)!r} cannot be read"):
@@ -483,28 +529,33 @@ def read_card(path: Path) -> ModelCard:
 def check_metadata(block: str) -> None:
     """Refuse metadata that would take much time or memory: aliases that multiply, deep nesting, and long numbers.
 
+    The size of a node is its number of characters and nodes, with all aliases written out.
+
     Raises:
-        ValueError: the metadata has more than the limits of this file.
+        ValueError: the metadata exceed the limits of this module.
     """
-    sizes = dict[str, int]()  # anchor -> characters and nodes, aliases written out
-    parts: list[tuple[str | None, int]] = [(None, 0)]  # the open lists and mappings
+    sizes: dict[str, int] = {}  # anchor -> size of its node
+    open_nodes: list[tuple[str | None, int]] = [(None, 0)]  # anchor and size of each open list or mapping
     for event in yaml.parse(block, YAML_LOADER):
-        anchor, size = getattr(event, "anchor", None), 0
+        anchor = getattr(event, "anchor", None)
+        size = 0  # of a node that ends here
         if isinstance(event, yaml.CollectionStartEvent):
-            parts.append((anchor, 1))
+            open_nodes.append((anchor, 1))
         elif isinstance(event, yaml.CollectionEndEvent):
-            anchor, size = parts.pop()
+            anchor, size = open_nodes.pop()
         elif isinstance(event, yaml.AliasEvent):
-            size = sizes.get(event.anchor, LARGEST_CARD)  # an alias of a list that is still open would never end
+            # an alias of a node that is still open would never end, so it gets a size that is refused
+            size = sizes.get(event.anchor, LARGEST_CARD)
         elif isinstance(event, yaml.ScalarEvent):
             size = 1 + len(event.value)
             if size > LONGEST_NUMBER and re.fullmatch(r"[-+\w.:]+", event.value):
                 raise ValueError(f"a number or word has {len(event.value):,} characters")
         if size:
-            parts[-1] = (parts[-1][0], parts[-1][1] + size)
+            parent_anchor, parent_size = open_nodes[-1]
+            open_nodes[-1] = (parent_anchor, parent_size + size)
             if anchor is not None and not isinstance(event, yaml.AliasEvent):
                 sizes[anchor] = size
-        if parts[-1][1] > LARGEST_CARD or len(parts) > DEEPEST_METADATA:
+        if open_nodes[-1][1] > LARGEST_CARD or len(open_nodes) > DEEPEST_METADATA:
             raise ValueError(
                 f"its aliases make more than {LARGEST_CARD:,} characters of it, or it is nested more than "
                 f"{DEEPEST_METADATA} deep"
@@ -512,8 +563,10 @@ def check_metadata(block: str) -> None:
 
 
 def from_source(source: str) -> dict[str, Any]:
-    """Arguments of :func:`model_card` for a model loaded from ``source``, the base model or a folder whose card names
-    it."""
+    """The arguments ``source`` and ``base_model`` of :func:`model_card`, for a model that was loaded from ``source``.
+
+    A Hub name is the base model itself. The card of a local folder may name its base model.
+    """
     if not source:
         return {}
     inherited = inherited_metadata(source, download=True)
