@@ -1,9 +1,9 @@
 """Cache layers that store less than all keys, and compute the attention of a decoding step themselves.
 
 A :class:`SparseCacheLayer` is for mechanisms that see scattered keys, such as sinks and a window. It stores the keys
-that a later token can still see, each with its column in the padded batch. Keys that :meth:`MaskedMechanism.retained`
-excludes are dropped. Positions count from each sequence's first real token, so rows with different padding store
-different columns. A row with fewer keys has empty slots (column -1).
+that a later token can still see, each with its column in the padded batch. It drops the keys that
+:meth:`MaskedMechanism.retained` excludes. Positions count from each sequence's first real token, so that rows with
+different padding store different columns. A row with fewer keys has empty slots (column -1).
 
 A :class:`StateLayer` is for mechanisms with a state of constant size: linear states, ring buffers, segment memories.
 """
@@ -39,13 +39,14 @@ SLACK = 64
 class AttentionCacheLayer(DynamicLayer):
     """A cache layer that can compute a step's attention instead of the mechanism.
 
-    It reads each sequence's first column from the padding masks.
+    The layer reads from padding masks in which column each sequence starts.
     """
 
     keeps: ClassVar[str]
     """Description of the cached data, for :func:`hf_longattn.explain`."""
     computes_attention: bool
-    """Whether to call :meth:`attend` in this step. If not, ``update`` has returned all past keys and values."""
+    """Whether :meth:`attend` must compute this step's attention. If not, ``update`` has returned all past keys and
+    values, and the mechanism computes the attention."""
     record_past = False
     """Whether tokens may be removed again. transformers resets this attribute when it returns a cache."""
     cumulative_length: Any = 0
@@ -88,13 +89,14 @@ class AttentionCacheLayer(DynamicLayer):
                 "use_cache=False."
             )
         if self.starts is None:
-            # on the device where the keys were before offloading
+            # on the layer's device, which stays the same if keys are offloaded
             self.starts = torch.full((len(self.keys),), NOT_STARTED, device=self.device)
         first = torch.zeros_like(self.starts)
         if mask is not None:
             first = torch.where(mask.bool().any(1), first_real(mask), NOT_STARTED)
-        if not has_values(first):  # every text counts as unpadded
-            self.starts, self._all_started = None, True
+        if not has_values(first):  # without values, every text counts as unpadded
+            self.starts = None
+            self._all_started = True
             return
         self.starts = torch.where(self.starts == NOT_STARTED, first, self.starts)
         self._all_started = bool((self.starts != NOT_STARTED).all())
@@ -103,7 +105,7 @@ class AttentionCacheLayer(DynamicLayer):
         return self.cumulative_length if self.is_initialized else 0
 
     def activate_past_recording(self) -> None:
-        """Keep what a later :meth:`crop` needs to restore. Assisted decoding calls both."""
+        """From now on, keep what :meth:`crop` needs to remove tokens. Assisted decoding calls both methods."""
         self.record_past = True
 
     def check_crop(self, tokens_to_remove: int, removable: int) -> None:
@@ -111,12 +113,12 @@ class AttentionCacheLayer(DynamicLayer):
         if not -removable <= tokens_to_remove <= 0:
             raise InputError(
                 f"crop({tokens_to_remove}) was called on a cache that can remove its last {removable} tokens at most "
-                f"(crop({-removable})); call its activate_past_recording() before tokens that may have to be removed, "
-                "or copy it (copy.deepcopy)."
+                f"(crop({-removable})); call its activate_past_recording() before you add tokens that may have to be "
+                "removed, or copy the cache before (copy.deepcopy)."
             )
 
     def restart(self, rows: Tensor) -> None:
-        """Start new sequences in the batch rows ``rows (B,)`` bool. The mask must hide the old sequences."""
+        """Start new sequences in the rows that are True in ``rows (B,)``. The mask must hide the old sequences."""
         if self.starts is not None:
             self.starts = self.starts.masked_fill(rows.to(self.starts.device), NOT_STARTED)
             self._all_started = False
@@ -150,8 +152,8 @@ class AttentionCacheLayer(DynamicLayer):
 
 
 def unread_cache(name: str) -> BackendError:
-    """The error for a model that does not pass its cache to its attention. ``name``: class of the cache layer or
-    attention module."""
+    """The error for a model whose attention does not read the cache. ``name``: class of the cache layer or attention
+    module."""
     lowest, highest = TESTED["transformers"]
     return BackendError(
         f"{name} stored tokens in a decode cache that its attention never read; pass use_cache=False, or install "
@@ -180,33 +182,39 @@ class SparseCacheLayer(AttentionCacheLayer):
 
     def __init__(self, mechanism: str, options: str, **kwargs: Any) -> None:
         super().__init__()
-        self.mechanism, self.options = mechanism, options
+        self.mechanism = mechanism
+        self.options = options
         self.cumulative_length = 0
-        self.columns: Any = None  # until the first tokens
+        self.columns: Any = None
+        """``(B, S)``, the column of each stored key; -1 in empty slots. ``None`` until the first tokens."""
         self.step = Batch()
-        """Holds columns, positions and masks of this step, for all layers of the cache with equal options."""
+        """Caches columns, positions and masks of this step, for all layers of the cache with equal options."""
         self.computes_attention = False
         self._clean_size = 0
+        """Number of slots after keys were last dropped."""
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Append the new tokens, and return all keys and values of the layer. Unneeded keys are dropped first, if
-        due."""
+        """Append the new tokens, and return all keys and values of the layer. Before that, drop unneeded keys if
+        :data:`SLACK` tokens have been added since the last time."""
         if self.columns is None:
             self.columns = torch.empty(key_states.shape[0], 0, dtype=torch.long, device=key_states.device)
         if not self.record_past:
             self._drop_unneeded()
         columns, first, count = self.columns, self.cumulative_length, key_states.shape[2]
-        self.columns = self.step.cached(
-            (first, *columns.shape, columns.device),
-            lambda: torch.cat(
-                [columns, torch.arange(first, first + count, device=columns.device).expand(len(columns), -1)], 1
-            ),
-        )
+
+        def with_new_columns() -> Tensor:
+            new = torch.arange(first, first + count, device=columns.device)
+            return torch.cat([columns, new.expand(len(columns), -1)], 1)
+
+        self.columns = self.step.cached((first, *columns.shape, columns.device), with_new_columns)
         self.cumulative_length += count
         return super().update(key_states, value_states)
 
     def share_step(self, layers: list[Any]) -> None:
-        """Share with the cache's ``layers`` of equal settings what the first of them computes in a step."""
+        """Reuse in this step what the first of the cache's ``layers`` with the same mechanism and options computes.
+
+        The first of them starts a new step.
+        """
         first = next(
             layer
             for layer in layers
@@ -217,21 +225,24 @@ class SparseCacheLayer(AttentionCacheLayer):
 
     def _drop_unneeded(self) -> None:
         """Drop the keys that later tokens do not see, if :data:`SLACK` tokens have been added since the last time."""
-        if self.columns.shape[1] < self._clean_size + SLACK or not self._all_started:  # before, positions are unknown
+        if self.columns.shape[1] < self._clean_size + SLACK:
+            return
+        if not self._all_started:  # positions count from the starts
             return
         key = ("pruned", self.cumulative_length, *self.columns.shape, self.columns.device)
         order, self.columns = self.step.cached(key, self._pruned)
         slots = order[:, None, :, None].expand(-1, self.keys.shape[1], -1, -1)
         self.keys = self.keys.gather(2, slots.expand(-1, -1, -1, self.keys.shape[3]))
         self.values = self.values.gather(2, slots.expand(-1, -1, -1, self.values.shape[3]))
-        self.computes_attention, self._clean_size = True, self.columns.shape[1]
+        self.computes_attention = True
+        self._clean_size = self.columns.shape[1]
 
     def crop(self, tokens_to_remove: int) -> None:
-        """Remove the last ``-tokens_to_remove`` tokens, then unneeded keys, if due.
+        """Remove the last ``-tokens_to_remove`` tokens, then drop unneeded keys as in :meth:`update`.
 
         Raises:
-            InputError: keys have been dropped since these tokens. While the past is recorded, only this method drops
-                keys.
+            InputError: keys have been dropped since these tokens were added. While the past is recorded, only this
+                method drops keys.
         """
         if self.columns is None:
             return
@@ -246,7 +257,10 @@ class SparseCacheLayer(AttentionCacheLayer):
         return torch.where(self.columns < 0, -1, self.columns - self.starts[:, None])
 
     def _pruned(self) -> tuple[Tensor, Tensor]:
-        """The slots of the keys that later tokens see, packed to the left in order, and their columns, ``(B, S)``."""
+        """The slots of the keys that later tokens can see, ``(B, S)`` in their order, and the columns of these keys.
+
+        A row with fewer keys is filled up at the end, with columns of -1.
+        """
         positions = self.positions()
         upcoming = (self.cumulative_length - self.starts[:, None]).clamp(min=0)
         mechanism: Any = prototype(self.mechanism, self.options)
@@ -262,6 +276,7 @@ class SparseCacheLayer(AttentionCacheLayer):
         mask, total = call.key_mask, self.cumulative_length
 
         def find() -> tuple[Tensor, Tensor]:
+            """Positions of the queries, ``(B, Nq)``, and of the keys, ``(B, S)``."""
             keys = self.positions()
             real = keys >= 0
             if mask is not None:
@@ -275,8 +290,9 @@ class SparseCacheLayer(AttentionCacheLayer):
         if not weights_wanted:
             return out, None
 
-        # With one-hot values of each key's column, the outputs are the weights.
-        real = find()[1] < NO_TOKEN
+        # If each key's value is the one-hot vector of its column, the outputs are the weights.
+        _, keys = find()
+        real = keys < NO_TOKEN
         one_hot = torch.eye(total, dtype=v.dtype, device=v.device)[self.columns.clamp(min=0)] * real[..., None]
         one_hot = one_hot[:, None].expand(-1, k.shape[1], -1, -1)
         return out, mechanism.attend_rows(q, k, one_hot, call.replace(dropout=0.0), columns)
@@ -297,7 +313,7 @@ class SparseCacheLayer(AttentionCacheLayer):
 
 
 class StateLayer(AttentionCacheLayer):
-    """The state that :meth:`Stateful.advance` returned, and the number of tokens in it."""
+    """The state that :meth:`Stateful.advance` returned, and the number of tokens that the state contains."""
 
     _layer_type = STATE_LAYER
     keeps = "a state"
@@ -311,7 +327,7 @@ class StateLayer(AttentionCacheLayer):
         self._latest = NOT_STARTED
         """The largest of ``starts``; :data:`NOT_STARTED` until all sequences have started."""
         self._before: State | None = None
-        """The state before the recorded steps."""
+        """The state before the recorded steps. :meth:`crop` starts from it."""
         self._steps: list[tuple[int, Callable[[State | None, int], State | None]]] = []
         """Recorded steps: number of tokens, and a function that adds the first n of them to a state."""
 
@@ -325,16 +341,20 @@ class StateLayer(AttentionCacheLayer):
         super().activate_past_recording()
 
     def _forget_steps(self) -> None:
-        self._before, self._steps = self.state, []
+        """Record steps from the current state on."""
+        self._before = self.state
+        self._steps = []
 
     def crop(self, tokens_to_remove: int) -> None:
-        """Remove the last ``-tokens_to_remove`` tokens: the recorded ones before them are added to an earlier state.
+        """Remove the last ``-tokens_to_remove`` tokens: add the recorded tokens before them to the state before all
+        recorded steps.
 
         Raises:
             InputError: these tokens were not recorded.
         """
-        remaining = sum(count for count, _ in self._steps) + tokens_to_remove
-        self.check_crop(tokens_to_remove, remaining - tokens_to_remove)
+        recorded = sum(count for count, _ in self._steps)
+        self.check_crop(tokens_to_remove, recorded)
+        remaining = recorded + tokens_to_remove
         if tokens_to_remove:
             self.state = self._before
             for count, add in self._steps:
@@ -368,7 +388,7 @@ class StateLayer(AttentionCacheLayer):
 
     def note_padding(self, mask: Tensor | None) -> None:
         self.is_unread = False
-        # every sequence has started in the first call, which is not compiled
+        # A static cache's first call is not compiled. Every sequence starts in that call.
         if self.is_compileable and torch.compiler.is_compiling():
             return
         super().note_padding(mask)
@@ -383,12 +403,14 @@ class StateLayer(AttentionCacheLayer):
         before = total - q.shape[2]
         if call.key_mask is not None:
             call = call.with_mask(call.key_mask[:, before:total])
-        if weights_wanted and before:
-            raise InputError(
-                f"Attention weights were requested while decoding, but {mechanism.name!r} keeps a state in place of "
-                "the earlier keys; pass use_cache=False or output_attentions=False."
-            )
-        weights = attention_weights(mechanism, q, k, call.replace(causal=True)) if weights_wanted else None
+        weights = None
+        if weights_wanted:
+            if before:
+                raise InputError(
+                    f"Attention weights were requested while decoding, but {mechanism.name!r} keeps a state in place "
+                    "of the earlier keys; pass use_cache=False or output_attentions=False."
+                )
+            weights = attention_weights(mechanism, q, k, call.replace(causal=True))
         padding: list[int] = []  # tokens before each row's first real one, if there are any
         if self.starts is not None and self._latest > before:
             padding = (self.starts - before).clamp(0, q.shape[2]).tolist()
@@ -396,17 +418,19 @@ class StateLayer(AttentionCacheLayer):
         def add(state: State | None, count: int) -> tuple[Tensor, State | None]:
             """The outputs of the first ``count`` new tokens, and the state after them."""
             tokens = slice(count)
-            added = call if call.key_mask is None else call.with_mask(call.key_mask[:, tokens])
+            tokens_call = call if call.key_mask is None else call.with_mask(call.key_mask[:, tokens])
             out, after = advanced(
                 mechanism.advance,
                 q[:, :, tokens],
                 k[:, :, tokens],
                 v[:, :, tokens],
                 state,
-                added,
+                tokens_call,
                 [min(skipped, count) for skipped in padding],
             )
-            return out, None if after is None else {name: compact(x.detach()) for name, x in after.items()}
+            if after is not None:
+                after = {name: compact(x.detach()) for name, x in after.items()}
+            return out, after
 
         if self.record_past:
             self._steps.append((q.shape[2], lambda state, count: add(state, count)[1] if count else state))
@@ -418,22 +442,28 @@ class StateLayer(AttentionCacheLayer):
         return int(self.cumulative_length)
 
     def restart(self, rows: Tensor) -> None:
-        """Start new sequences in the batch rows ``rows (B,)`` bool. Their state becomes zeros, the state before the
-        first token."""
+        """Start new sequences in the batch rows that are True in ``rows (B,)``. Their state becomes zeros, the state
+        before the first token."""
         super().restart(rows)
         self._latest = NOT_STARTED
         if self.state is not None:
-            over = {name: rows.to(x.device).view(-1, *[1] * (x.dim() - 1)) for name, x in self.state.items()}
-            self.state = {name: torch.where(over[name], torch.zeros_like(x), x) for name, x in self.state.items()}
+            state = {}
+            for name, x in self.state.items():
+                restarts = rows.to(x.device).view(-1, *[1] * (x.dim() - 1))
+                state[name] = torch.where(restarts, torch.zeros_like(x), x)
+            self.state = state
         self._forget_steps()
 
     def renumber(self, count: int) -> None:
         super().renumber(count)
-        self._latest -= count if self._all_started else 0
+        if self._all_started:
+            self._latest -= count
 
     def reset(self) -> None:
         super().reset()
-        self.state, self._latest, self.is_unread = None, NOT_STARTED, False
+        self.state = None
+        self._latest = NOT_STARTED
+        self.is_unread = False
         self._forget_steps()
 
 
@@ -451,6 +481,7 @@ class StaticStateLayer(ReservedLayer, StateLayer, StaticLayer):
     def attend(
         self, mechanism: Any, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, weights_wanted: bool
     ) -> tuple[Tensor, Tensor | None]:
+        # Until every sequence has started, the state may be replaced. Its tensors then stay where they are.
         if not self.started or self.state is None or not self._all_started or weights_wanted:
             out, weights = super().attend(mechanism, q, k, v, call, weights_wanted)
             self.started = True
@@ -460,11 +491,11 @@ class StaticStateLayer(ReservedLayer, StateLayer, StaticLayer):
         refuse_restricted_pairs(call)
         if call.batch is not None and (mask := call.batch.mask) is not None:
             count, total = q.shape[2], self.cumulative_length
-            new = call.batch.cached(
-                ("new tokens", count),
-                lambda: mask.index_select(1, torch.arange(count, device=total.device) + (total - count)),
-            )
-            call = call.with_mask(new)
+
+            def mask_of_new() -> Tensor:
+                return mask.index_select(1, torch.arange(count, device=total.device) + (total - count))
+
+            call = call.with_mask(call.batch.cached(("new tokens", count), mask_of_new))
         out, state = mechanism.advance(q, k, v, self.state, call)
         for name, tensor in state.items():
             self.state[name].copy_(tensor)

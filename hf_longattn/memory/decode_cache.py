@@ -1,8 +1,8 @@
 """The decode cache of a model: the name of its argument, and the cache layer type of each decoder layer.
 
-transformers builds a cache layer for each entry of ``config.layer_types``. It has one table of type names for growing
-caches and another for static caches, and passes none of our settings. The name therefore contains them
-(``longattn_window_512``).
+transformers builds a cache layer for each entry of ``config.layer_types``. It looks up the entry's name in a table for
+growing caches or in a table for static caches, and passes no settings of mechanisms on. The name therefore contains
+the settings (``longattn_window_512``).
 """
 
 from __future__ import annotations
@@ -30,24 +30,23 @@ from .key_cache import GrowingWindowLayer, StaticKeysLayer, StaticWindowLayer
 CACHE, OTHER_CACHE = "cache", "past_key_values"
 if release(importlib.metadata.version("transformers")) < (5, 24):
     CACHE, OTHER_CACHE = OTHER_CACHE, CACHE
-"""Name of the argument of models, and of the field of their outputs, in the installed version; and its name in other
-versions."""
+"""Name of the models' argument for the cache in the installed version of transformers, and in other versions. Outputs
+have a field of that name."""
 READS_PROMPT = "reads_prompt"
-"""The attribute of a cache while ``generate`` reads a prompt of several tokens into it, and the keyword that tells
-the attention function."""
+"""Name of an attribute that a cache has while ``generate`` reads a prompt of several tokens into it. The attention
+function gets a keyword of that name."""
 FULL = "full_attention"
 """transformers' name of the cache layer that holds all keys."""
 
 
 def find_cache(values: Iterable[Any]) -> Any:
-    """The cache among the arguments of an attention module, or ``None``. Found by its type, since names differ between
-    modules."""
+    """The cache among the arguments of an attention module, or ``None``. The cache is recognised by its type, since
+    the argument's name differs between modules."""
     return next((value for value in values if isinstance(value, Cache)), None)
 
 
 def take_cache(arguments: dict[str, Any]) -> Any:
-    """Remove the cache, or the ``None`` that stands for it, from the keyword arguments of an attention module. Returns
-    it."""
+    """Remove the cache from the keyword arguments of an attention module, and return it; ``None`` if there is none."""
     cache = find_cache(arguments.values())
     for name in (CACHE, OTHER_CACHE):
         arguments.pop(name, None)
@@ -58,21 +57,24 @@ def take_cache(arguments: dict[str, Any]) -> Any:
 def prompt_read(
     config: Any, input_ids: Tensor, generation_config: Any, arguments: Mapping[str, Any]
 ) -> Iterator[None]:
-    """Context manager for ``_prefill`` of ``generate``. If the prompt has several new tokens, no call is a decoding
-    step, not even a call with a piece of one token.
+    """Context manager for ``_prefill`` of ``generate``. If the prompt has several new tokens, no call within it is a
+    decoding step, not even a call with a piece of one token.
 
-    config: the model's. input_ids: ``(B, n)``, with or without the tokens in the cache. arguments: those of the model.
+    Args:
+        config: the model's config.
+        input_ids: ``(B, n)``, with or without the tokens that are in the cache.
+        arguments: the other arguments of the model.
     """
     cache = find_cache(arguments.values())
     cache = getattr(cache, "self_attention_cache", cache)
-    new = length = input_ids.shape[1]
+    new_tokens = length = input_ids.shape[1]
     # since 5.24, generate leaves out a mask of ones, and notes its length
-    seen = getattr(generation_config, "_mask_length", length)
+    text_length = getattr(generation_config, "_mask_length", length)
     if not config.is_encoder_decoder and arguments.get("attention_mask") is not None:
-        seen = arguments["attention_mask"].shape[1]
-    if cache is not None and length == seen:  # the ids are those of the whole text
-        new = length - int(cache.get_seq_length())
-    if cache is None or new < 2:
+        text_length = arguments["attention_mask"].shape[1]
+    if cache is not None and length == text_length:  # the ids include the tokens in the cache
+        new_tokens = length - int(cache.get_seq_length())
+    if cache is None or new_tokens < 2:
         yield
         return
     setattr(cache, READS_PROMPT, True)
@@ -87,7 +89,7 @@ def decode_layer_types(
 ) -> list[str] | None:
     """The cache layer type of every layer, or ``None`` if all layers hold all keys.
 
-    plain_scores: whether the model leaves the scores q·k unchanged. Layers that hold scattered keys need this.
+    plain_scores: whether the model adds nothing to the scores q·k. Layers that hold scattered keys need this.
     """
     types = [_layer_type(*long_attention.for_layer(layer), plain_scores) for layer in range(num_layers)]
     return None if set(types) <= {FULL} else types
@@ -115,6 +117,7 @@ def _layer_type(name: str, options: dict[str, Any], plain_scores: bool) -> str:
 
 
 def window_layer_type(window: int) -> str:
+    """The cache layer type that holds the keys of a window of ``window`` tokens."""
     growing, static = (partial(layer, window=window) for layer in (GrowingWindowLayer, StaticWindowLayer))
     return _enter_layer_type(f"{BACKEND}_window_{window}", growing, static)
 

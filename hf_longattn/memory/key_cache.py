@@ -1,14 +1,15 @@
 """Cache layers that return keys and values to the mechanism: the last w tokens, or all tokens in memory reserved once.
 
 A window of w tokens needs max(w - 1, 1) keys between steps. transformers' sliding layer takes one width for the whole
-model. Here the width is part of the layer type's name (``longattn_window_512``), so layers may differ.
+model. Here the width is part of the layer type's name (``longattn_window_512``), so that layers may have different
+widths.
 
-Memory of a static layer is reserved once and shapes never change, so every decoding step is the same graph. The number
-of tokens in the cache, ``cumulative_length``, stays on its device. A graph adds to it and compares with it without
-waiting for the device. A static window is a ring buffer: the token of column c is in slot c modulo w, and a new token
-overwrites the token that left the window. :func:`slot_columns` gives the token in each slot, for our layers and for
-transformers' own. The mechanism evaluates its mask for exactly these tokens (``attend_rows`` of
-:mod:`~hf_longattn.mechanisms.common.masked`).
+Memory of a static layer is reserved once and shapes never change, so that every decoding step is the same graph. The
+number of tokens in the cache, ``cumulative_length``, stays on its device. A graph can therefore update and compare the
+number without waiting for the device. A static window is a ring buffer: the token of column c is in slot c modulo w,
+and a new token overwrites the token that left the window. :func:`slot_columns` gives the column of the token in each
+slot, for the layers of this module and of transformers. The mechanism evaluates its mask for exactly these columns
+(``attend_rows`` of :mod:`~hf_longattn.mechanisms.common.masked`).
 """
 
 from __future__ import annotations
@@ -43,7 +44,8 @@ class GrowingWindowLayer(DynamicSlidingWindowLayer):
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         keys, values = super().update(key_states, value_states, *args, **kwargs)
-        self.keys, self.values = compact(self.keys), compact(self.values)
+        self.keys = compact(self.keys)
+        self.values = compact(self.values)
         return keys, values
 
     def unused(self) -> int:
@@ -80,7 +82,8 @@ class ReservedLayer(CacheLayerMixin):
         self.started = False
 
     def activate_past_recording(self) -> None:
-        """Raise :class:`InputError`: a ring has overwritten its earlier tokens. Assisted decoding calls this."""
+        """Raise :class:`InputError`. Assisted decoding calls this method, and needs tokens that the ring buffer of a
+        static window has overwritten."""
         raise InputError(
             "Tokens of a static cache cannot be removed, as assisted decoding (assistant_model, "
             "prompt_lookup_num_tokens) does; leave cache_implementation='static' out, or call the cache's reset()."
@@ -95,8 +98,11 @@ class StaticKeysLayer(ReservedLayer, StaticLayer):
 
 
 class StaticWindowLayer(StaticKeysLayer):
-    """The last ``window`` keys and values in ``max_cache_len`` slots, as a ring buffer, which may be shorter than the
-    cache."""
+    """The last ``window`` keys and values as a ring buffer.
+
+    The argument ``max_cache_len`` is the maximum number of tokens in the cache. The attribute ``max_cache_len`` is the
+    number of slots of the ring, which may be smaller.
+    """
 
     def __init__(self, max_cache_len: int, window: int, **kwargs: Any) -> None:
         super().__init__(max_cache_len=min(max_cache_len, window))
@@ -112,31 +118,35 @@ class StaticWindowLayer(StaticKeysLayer):
             self.lazy_initialization(key_states, value_states)
         count, started = key_states.shape[2], self.started
 
-        # Several new tokens overwrite keys that the first of them still see, so the old ring is copied first.
+        # Several new tokens overwrite keys that the first of them still see, so that the old ring is copied first.
         returned = key_states, value_states
         if started and count > 1:
             returned = torch.cat([self.keys, key_states], 2), torch.cat([self.values, value_states], 2)
         elif started:
             returned = self.keys, self.values
 
-        fitting = min(count, self.max_cache_len)
-        columns = torch.arange(count - fitting, count, device=self.device) + self.cumulative_length
+        # Store the new tokens; if they are more than the ring has slots, the last of them.
+        skipped = max(0, count - self.max_cache_len)
+        columns = torch.arange(skipped, count, device=self.device) + self.cumulative_length
         slots = columns % self.max_cache_len
-        self.keys.index_copy_(2, slots, key_states[:, :, count - fitting :])
-        self.values.index_copy_(2, slots, value_states[:, :, count - fitting :])
+        self.keys.index_copy_(2, slots, key_states[:, :, skipped:])
+        self.values.index_copy_(2, slots, value_states[:, :, skipped:])
         self.cumulative_length.add_(count)
         self.started = True
         return returned
 
 
 def tokens_in(layer: StaticLayer) -> Tensor | int:
-    """The number of tokens so far. transformers' sliding layer counts them on the host, other layers on the device."""
+    """The number of tokens so far: a Python number for transformers' sliding layer, which counts on the host, and a
+    tensor on the device for other layers."""
     return layer.cumulative_length_int if isinstance(layer, StaticSlidingWindowLayer) else layer.cumulative_length
 
 
 def slot_columns(layer: StaticLayer, q_len: int, kv_len: int) -> Columns:
-    """The columns of a call's queries and keys. ``layer.update`` has returned ``kv_len`` keys for ``q_len`` new
+    """The columns of a call's queries and keys, after ``layer.update`` has returned ``kv_len`` keys for ``q_len`` new
     tokens."""
+    # "ring": the slots of a ring. "ring and more": the old ring, then the new tokens. "rolled": the last tokens in
+    # order, since older ones have been shifted out at the front.
     layout = "all"
     if isinstance(layer, StaticWindowLayer):
         layout = "ring" if kv_len == layer.max_cache_len else "ring and more"
@@ -146,15 +156,19 @@ def slot_columns(layer: StaticLayer, q_len: int, kv_len: int) -> Columns:
     def find() -> tuple[Tensor, Tensor]:
         total, device = tokens_in(layer), layer.device
         queries = torch.arange(q_len, device=device) + (total - q_len)
-        if layout in ("all", "rolled"):  # "rolled": older tokens have been shifted out at the front
-            first = 0 if layout == "all" else max(0, layer.cumulative_length_int - kv_len)
+        if layout == "all":
+            return queries, torch.arange(kv_len, device=device)
+        if layout == "rolled":
+            first = max(0, layer.cumulative_length_int - kv_len)
             return queries, torch.arange(first, first + kv_len, device=device)
 
-        # A slot of the ring holds the last token whose column is the slot's number modulo the number of slots.
-        last = total - 1 if layout == "ring" else total - q_len - 1
+        # Slot s holds the last token whose column modulo the number of slots is s.
+        last = total - 1 if layout == "ring" else total - q_len - 1  # column of the last token in the ring
         column = last - (last - torch.arange(layer.max_cache_len, device=device)) % layer.max_cache_len
         keys = torch.where(column < 0, NO_TOKEN, column)
-        return queries, keys if layout == "ring" else torch.cat([keys, queries])
+        if layout == "ring and more":
+            keys = torch.cat([keys, queries])
+        return queries, keys
 
     return Columns((layout, kv_len), find)
 

@@ -22,14 +22,15 @@ class SegmentMemory(ABC):
     """Memory of every row, passed from call to call.
 
     batch_size: number of rows; ``None`` before the first call.
-    contents: names of its tensors, whose first axis is the batch. They are ``None`` before the first call.
+    contents: names of the attributes that hold the memory's tensors, with the batch as first axis. The attributes are
+        ``None`` before the first call.
     """
 
     batch_size: int | None = None
     contents: ClassVar[tuple[str, ...]]
 
     def begin(self, batch_size: int, reset: Tensor | None) -> SegmentMemory:
-        """A copy for one call on ``batch_size`` rows. Rows in which ``reset (B,)`` is True are empty.
+        """A copy for one call on ``batch_size`` rows. Rows that are True in ``reset (B,)`` start with an empty memory.
 
         Raises:
             InputError: the batch size differs from the previous call, or ``reset`` has another shape.
@@ -43,22 +44,23 @@ class SegmentMemory(ABC):
             raise InputError(
                 f"memory_reset has shape {tuple(reset.shape)}, but must be ({batch_size},): one flag for each row."
             )
-        following = self._copy()
-        following.batch_size = batch_size
+        memory = self._copy()
+        memory.batch_size = batch_size
         if reset is not None and self.batch_size is not None:
-            following._restart(reset.bool())
-        return following
+            memory._restart(reset.bool())
+        return memory
 
     def _copy(self) -> SegmentMemory:
         return copy.copy(self)
 
     @abstractmethod
-    def _restart(self, rows: Tensor) -> None: ...
+    def _restart(self, rows: Tensor) -> None:
+        """Empty the memory of the rows that are True in ``rows (B,)``."""
 
     def state_dict(self) -> dict[str, Tensor]:
         """The contents as tensors, for a checkpoint."""
         tensors = {name: getattr(self, name) for name in self.contents}
-        return {} if tensors[self.contents[0]] is None else tensors
+        return {} if tensors[self.contents[0]] is None else tensors  # {} before the first call
 
     def load_state_dict(self, tensors: dict[str, Tensor]) -> None:
         """Fill a new memory of the same model with the tensors of :meth:`state_dict`."""
@@ -69,8 +71,8 @@ class SegmentMemory(ABC):
 
 
 class TokenMemory(SegmentMemory):
-    """Memory ``tokens (B, M, hidden_size)`` after the last segment. Rows in which ``fresh (B,)`` is True start with
-    the learned tokens."""
+    """The memory tokens after the last segment, ``tokens (B, M, hidden_size)``. Rows that are True in ``fresh (B,)``
+    start with the learned tokens instead."""
 
     contents = ("tokens",)
     tokens: Tensor | None = None
@@ -86,21 +88,22 @@ class TokenMemory(SegmentMemory):
         if self.tokens is None:
             return learned
         tokens = self.tokens.to(learned)
-        begins = torch.zeros(batch_size, dtype=torch.bool) if self.fresh is None else self.fresh
-        begins = begins.to(tokens.device)
-        # every step uses the learned tokens, so they always have gradients
-        return torch.where(begins[:, None, None], learned, tokens)
+        fresh = torch.zeros(batch_size, dtype=torch.bool) if self.fresh is None else self.fresh
+        # torch.where also in steps without fresh rows, so that the learned tokens always have gradients
+        return torch.where(fresh.to(tokens.device)[:, None, None], learned, tokens)
 
     def take(self, tokens: Tensor) -> None:
         """Store ``tokens (B, M, hidden_size)`` as the memory."""
-        self.tokens, self.fresh = tokens.detach(), None
+        self.tokens = tokens.detach()
+        self.fresh = None
 
 
 class CacheMemory(SegmentMemory):
     """A decode cache with the keys, values and states that mechanisms still need.
 
-    mask: ``(B, columns)`` bool, True = real token of the row's document. It has only columns that are stored in some
-        layer.
+    continues: whether position ids count over all segments of a document. Otherwise each segment starts at 0.
+    mask: ``(B, columns)`` bool, True = real token of the row's document. It has only the columns that some layer
+        stores.
     positions: ``(B,)``, the position of the next token of each row's document.
     """
 
@@ -114,11 +117,11 @@ class CacheMemory(SegmentMemory):
         self.continues = continues
 
     def _copy(self) -> CacheMemory:
-        following = copy.copy(self)
-        following.cache = copy.copy(self.cache)
-        # Layers replace their tensors instead of writing to them, so that a layer and its copy may share them.
-        following.cache.layers = [copy.copy(layer) for layer in self.cache.layers]
-        return following
+        memory = copy.copy(self)
+        memory.cache = copy.copy(self.cache)
+        # Layers replace their tensors instead of writing to them, so that a layer and its copy may share the tensors.
+        memory.cache.layers = [copy.copy(layer) for layer in self.cache.layers]
+        return memory
 
     def _restart(self, rows: Tensor) -> None:
         rows = rows.to(self.mask.device)
@@ -129,9 +132,13 @@ class CacheMemory(SegmentMemory):
                 layer.restart(rows)
 
     def extend(self, real: Tensor) -> dict[str, Any]:
-        """Add the new tokens ``real (B, n)`` bool to mask and positions. Returns the model's arguments for them."""
+        """Add new tokens to mask and positions, and return the model's arguments for them.
+
+        real: ``(B, n)`` bool, False for padding among the new tokens.
+        """
         if self.mask is None:
-            self.mask, self.positions = real[:, :0], torch.zeros_like(real[:, 0], dtype=torch.long)
+            self.mask = real[:, :0]
+            self.positions = torch.zeros_like(real[:, 0], dtype=torch.long)
         self.mask = torch.cat([self.mask.to(real.device), real], 1)
         first = self.positions.to(real.device)
         counted = real.cumsum(1)
@@ -142,23 +149,31 @@ class CacheMemory(SegmentMemory):
         return {CACHE: self.cache, "attention_mask": self.mask.long(), "position_ids": position_ids}
 
     def close(self) -> None:
-        """Drop gradients, and columns that no layer stores. Refuses a model that wrote no cache."""
+        """Drop gradients, and columns that no layer stores.
+
+        Raises:
+            InputError: the model wrote nothing into the cache.
+        """
         if not any(layer.is_initialized for layer in self.cache.layers):
             raise InputError(
-                "This model hands no cache to its layers, so it remembers nothing; use a decoder without its head."
+                "This model gives no cache to its layers, so it remembers nothing; use a decoder without its head."
             )
         for layer in self.cache.layers:
             for name, value in vars(layer).items():
                 if isinstance(value, Tensor):
                     setattr(layer, name, value.detach())
         unused = min(layer.unused() if hasattr(layer, "unused") else 0 for layer in self.cache.layers)
-        for layer in self.cache.layers if unused else ():
-            layer.renumber(unused)
+        if unused:
+            for layer in self.cache.layers:
+                layer.renumber(unused)
         self.mask = self.mask[:, unused:]
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The contents as tensors. Those of a layer are named ``index.attribute``, or ``index.attribute/name`` if they
-        are in a dict."""
+        """The contents as tensors.
+
+        An attribute of the cache layer with number ``index`` has the name ``index.attribute``. The tensors of an
+        attribute that is a dict have the names ``index.attribute/key``.
+        """
         tensors = super().state_dict()
         if not tensors:
             return {}
@@ -178,12 +193,12 @@ class CacheMemory(SegmentMemory):
                 continue
             layer = self.cache.layers[int(index)]
             attribute, _, key = attribute.partition("/")
-            before = getattr(layer, attribute, None)
+            current = getattr(layer, attribute, None)
             if key:
-                setattr(layer, attribute, {**(before or {}), key: tensor})
-            elif isinstance(before, bool | int):
-                setattr(layer, attribute, type(before)(tensor.item()))
+                setattr(layer, attribute, {**(current or {}), key: tensor})
+            elif isinstance(current, bool | int):
+                setattr(layer, attribute, type(current)(tensor.item()))
             else:
                 setattr(layer, attribute, tensor)
-            if attribute == "keys":  # layers set these two when they get their first keys
+            if attribute == "keys":  # otherwise set when a layer gets its first keys
                 layer.dtype, layer.device = tensor.dtype, tensor.device

@@ -2,7 +2,7 @@
 
 A mechanism holds one module of this file as ``mechanism.relative``. A pre-hook of ``forward`` puts its
 :meth:`~RelativePositions.score_term` into the call. :meth:`RelativePositions.term` is the definition. Decode caches
-use it too, because their keys are at any distance.
+also call ``term``, because their keys are at any distance.
 """
 
 from __future__ import annotations
@@ -50,12 +50,15 @@ class RelativePositions(nn.Module, ABC):
     differs_by_head: ClassVar[bool] = False
     """Whether the term depends on the head's number, or has parameters by heads."""
     counts_tokens: ClassVar[bool] = False
-    """Whether the term depends on both positions in the sequence, not only on their distance. Only full attention has
-    such an option."""
+    """Whether the term depends on both positions in the sequence, not only on their distance. The option ``relative``
+    accepts such a term for full attention only."""
 
     def __init__(self, num_heads: int, head_dim: int, hidden_size: int, settings: Mapping[str, int]) -> None:
         super().__init__()
-        self.num_heads, self.head_dim, self.hidden_size, self.values = num_heads, head_dim, hidden_size, dict(settings)
+        self.num_heads = num_heads
+        self.head_dim = head_dim
+        self.hidden_size = hidden_size
+        self.values = dict(settings)
         self.add_parameters()
 
     def add_parameters(self) -> None:
@@ -63,7 +66,7 @@ class RelativePositions(nn.Module, ABC):
 
     @classmethod
     def check(cls, settings: Mapping[str, int]) -> None:
-        """Raise :class:`OptionError` when a setting is impossible."""
+        """Raise :class:`OptionError` if a setting has a value that is not permitted."""
         for name, value in settings.items():
             if value >= 1 and (name not in cls.rows_of_tables or value <= MAX_ROWS):
                 continue
@@ -89,9 +92,9 @@ class RelativePositions(nn.Module, ABC):
         """
 
     def score_term(self, q: Tensor, k: Tensor, causal: bool, scale: float, span: Span) -> ScoreTerm | None:
-        """The term for engines; ``None`` if it is zero, or if :meth:`SelfExtend.attention` replaces it.
+        """The term for engines; ``None`` if the term is zero, or if :meth:`SelfExtend.attention` replaces it.
 
-        It holds for distances within ``span``. The queries are the last Nq positions of the keys' sequence.
+        The result is valid for distances within ``span``. The queries are the last Nq positions of the keys' sequence.
         """
         return None
 
@@ -119,12 +122,13 @@ class DistanceOnly(RelativePositions):
 
 
 class QueryDependent(RelativePositions):
-    """A term that also depends on the query: its product with a table row for the distance.
+    """A term that also depends on the query: the product of the query and a table's row for the distance.
 
-    The band engine adds it in linear memory. Other engines take ``(B, H, Nq, W)`` memory for W distinct distances.
+    The band engine adds the term in linear memory. Other engines take ``(B, H, Nq, W)`` memory for W distinct
+    distances.
 
     position: ``(H, D)``, added to the queries of this product, or ``None``.
-    content: ``(H, D)``, vectors that are multiplied with every key, or ``None``.
+    content: ``(H, D)``. Its product with each key is added to the term. ``None`` for no such product.
     """
 
     position: nn.Parameter | None
@@ -132,27 +136,29 @@ class QueryDependent(RelativePositions):
 
     @abstractmethod
     def rows(self, causal: bool, span: Span, like: Tensor) -> tuple[Tensor, int]:
-        """``rows (H or 1, W, D)`` and ``ahead``: row r is for the distance r - ahead.
+        """The table, ``(H or 1, W, D)``, and the number ``ahead``. Row r of the table is for the distance r - ahead.
 
-        Larger distances use the last row, smaller ones the first. ``like`` sets device and dtype.
+        Distances beyond the last row use the last row, and those below the first row use the first. ``like`` sets
+        device and dtype.
         """
 
     def vectors(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor | None]:
         """The queries ``(B, H, Nq, D)`` to multiply with the rows, and the vectors ``(H, D)`` for the keys; in at
         least fp32."""
         q = at_least_fp32(q)
+        if self.position is not None:
+            q = q + self.position.to(q.dtype)[:, None]
         content = None if self.content is None else self.content.to(at_least_fp32(k).dtype)
-        return q if self.position is None else q + self.position.to(q.dtype)[:, None], content
+        return q, content
 
     def term(self, q: Tensor, k: Tensor, rows: Tensor, keys: Tensor, causal: bool, scale: float) -> Tensor:
         distance = rows[:, :, None] - keys[:, None]
         queries, content = self.vectors(q, k)
-        vectors, ahead = self.rows(
-            causal, (int(distance.max().clamp(min=0)), int((-distance).max().clamp(min=0))), queries
-        )
-        table = queries @ vectors.mT
-        index = (distance + ahead).clamp(0, table.shape[-1] - 1)[:, None].expand(*table.shape[:-1], -1)
-        terms = table.gather(-1, index)
+        span = int(distance.max().clamp(min=0)), int((-distance).max().clamp(min=0))
+        table, ahead = self.rows(causal, span, queries)
+        row_products = queries @ table.mT  # (B, H, Nq, W)
+        index = (distance + ahead).clamp(0, row_products.shape[-1] - 1)[:, None]
+        terms = row_products.gather(-1, index.expand(*row_products.shape[:-1], -1))
         if content is not None:
             terms = terms + (repeat_heads(at_least_fp32(k), len(content)) @ content[..., None]).mT
         return terms * scale
@@ -160,8 +166,8 @@ class QueryDependent(RelativePositions):
     def score_term(self, q: Tensor, k: Tensor, causal: bool, scale: float, span: Span) -> DistanceTerm:
         queries, content = self.vectors(q, k)
         queries = queries * scale
-        rows, ahead = self.rows(causal, span, queries)
-        return DistanceTerm(queries, rows, ahead, k, None if content is None else content * scale)
+        table, ahead = self.rows(causal, span, queries)
+        return DistanceTerm(queries, table, ahead, k, None if content is None else content * scale)
 
 
 class Alibi(DistanceOnly):
@@ -186,15 +192,15 @@ class Alibi(DistanceOnly):
 
 
 def buckets(distance: Tensor, causal: bool, num_buckets: int, max_distance: int) -> Tensor:
-    """The bucket of every ``distance`` = query - key, of the same shape, int64."""
+    """The bucket of every ``distance`` = query - key, int64 of the same shape."""
     first = torch.zeros_like(distance)
     if causal:
         distance = distance.clamp(min=0)
-    else:
+    else:  # the second half of the buckets is for keys after the query
         num_buckets //= 2
         first = (distance < 0).long() * num_buckets
         distance = distance.abs()
-    single = num_buckets // 2
+    single = num_buckets // 2  # buckets with one distance each
     # in float32: its rounding determines where T5's buckets end
     share = torch.log(distance.clamp(min=1).float() / single) / math.log(max_distance / single)
     coarse = (single + (share * (num_buckets - single)).long()).clamp(max=num_buckets - 1)
@@ -206,9 +212,9 @@ class T5Buckets(DistanceOnly):
 
         term(h, i, j) = table[bucket(i - j), h]
 
-    Half of the buckets hold one distance each; the others grow logarithmically up to ``max_distance``, and the last
-    one holds all larger distances. Bidirectional layers use half of the buckets for future keys. Every layer has its
-    own table here; in T5, layers share one.
+    Half of the buckets hold one distance each. The other half grow logarithmically up to ``max_distance``, and the
+    last bucket holds all larger distances. Bidirectional layers use half of all buckets for keys after the query. Here
+    every layer has a table of its own, whereas the layers of T5 share one.
     """
 
     name = "t5_buckets"
@@ -225,13 +231,13 @@ class T5Buckets(DistanceOnly):
         if num_buckets % 4 or furthest <= num_buckets // 2:
             raise OptionError(
                 f"Relative positions 't5_buckets' have num_buckets={num_buckets} and max_distance={furthest}, but "
-                "need a multiple of 4 and a distance above half the buckets; for example "
+                "num_buckets must be a multiple of 4, and max_distance more than num_buckets / 2; for example "
                 "relative='t5_buckets:num_buckets=32,max_distance=128'."
             )
 
     def bias(self, distance: Tensor, causal: bool) -> Tensor:
-        at = buckets(distance, causal, self.values["num_buckets"], self.values["max_distance"])
-        return at_least_fp32(self.table)[at].movedim(-1, 0)
+        bucket = buckets(distance, causal, self.values["num_buckets"], self.values["max_distance"])
+        return at_least_fp32(self.table)[bucket].movedim(-1, 0)
 
 
 class Shaw(QueryDependent):
@@ -266,9 +272,9 @@ class TransformerXL(QueryDependent):
 
         score(i, j) = (q_i·k_j + q_i·(W_R R_{i-j}) + u·k_j + v·(W_R R_{i-j})) · scale
 
-    R is the sinusoid of the distance, as wide as the model; W_R maps it to the heads; u and v are a content and a
-    position bias for each head. W_R, u and v are learned per layer. In the bidirectional form distances may be
-    negative (Yang et al. 2019, XLNet).
+    R_n is the sinusoid of the distance n, as wide as the model. W_R maps it to the heads. u and v are vectors for each
+    head, a bias of the content and a bias of the position. W_R, u and v are learned per layer. In the bidirectional
+    form distances may be negative (Yang et al. 2019, XLNet).
     """
 
     name = "transformer_xl"
@@ -299,23 +305,25 @@ class Rotation(NamedTuple):
     def factors(
         self, by: Tensor, dtype: torch.dtype, scale: float = 1.0, *, change: bool = False
     ) -> tuple[Tensor, Tensor]:
-        """Factors ``(B or 1, 1, N, 2F)`` of :meth:`combined` for a rotation by ``by (B or 1, N)`` further positions,
-        times ``scale``.
+        """The two factors ``cos`` and ``sin`` of :meth:`combined`, ``(B or 1, 1, N, 2F)`` each, times ``scale``.
 
-        change: whether the result is the rotated vector minus the vector itself.
+        Args:
+            by: ``(B or 1, N)``, the further positions to rotate by.
+            change: whether the result of ``combined`` is the rotated vector minus the vector itself.
         """
         # float32 loses 1e-4 of the angles of far positions
         exact = torch.float32 if by.device.type == "mps" else torch.float64
         angle = by.to(exact)[:, None, :, None] * self.frequencies.to(by.device, exact)
         cos, sin = angle.cos(), angle.sin()
-        beside = -1 if self.interleaved else -2
-        cos = cos - 1.0 if change else cos
-        pairs = torch.stack([cos, cos], beside), torch.stack([-sin, sin], beside)
+        if change:
+            cos = cos - 1.0
+        axis = -1 if self.interleaved else -2  # puts both features of a plane into the order of the vector
+        pairs = torch.stack([cos, cos], axis), torch.stack([-sin, sin], axis)
         return tuple((pair.flatten(-2) * scale).to(dtype) for pair in pairs)  # type: ignore[return-value]
 
     def combined(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """The first 2F features of ``x (B, H, N, D)`` times ``cos``, plus the other feature of each one's plane times
-        ``sin``."""
+        """The rotation ``(B, H, N, 2F)`` of the first 2F features of ``x (B, H, N, D)``: each feature times ``cos``,
+        plus the other feature of the plane times ``sin``."""
         x = at_least_fp32(x)[..., : cos.shape[-1]]
         others = x.unflatten(-1, (-1, 2)).flip(-1) if self.interleaved else x.unflatten(-1, (2, -1)).flip(-2)
         return torch.addcmul(x * cos, others.flatten(-2), sin)
@@ -334,23 +342,27 @@ class SelfExtend(RelativePositions):
         A(i) = ⌊i / group⌋ + window - ⌊window / group⌋
         B(j) = ⌊j / group⌋
 
-    R(n) rotates by n positions. Near pairs keep A(i) = i and B(j) = j. The shift of A lets distances go on where the
-    window ends. Texts of up to L tokens have distances below ``(L - window) / group + window``, about. Nothing is
-    learned. For keys after the query, in encoders, the query is at B(i) and the key at A(j): the distance is minus
-    that of the pair (j, i).
+    R(n) rotates by n positions. Near pairs keep A(i) = i and B(j) = j. The shift of A lets distances continue where
+    the window ends. Texts of up to L tokens have distances below about ``(L - window) / group + window``. Nothing is
+    learned. For keys after the query, in encoders, the query is at B(i) and the key at A(j), so that their distance is
+    minus the distance of the pair (j, i).
 
-    Queries and keys come from the model rotated to their own positions, and so do the keys in a cache. Rotations add
-    up, so a further rotation by A(i) - i gives the vector at A(i).
+    The model has already rotated queries and keys to their own positions, also the keys in a cache. Rotations add up.
+    A further rotation by A(i) - i therefore gives the vector at A(i).
     """
 
     name = "self_extend"
     counts_tokens = True
     settings = MappingProxyType({"window": 1024, "group": 8})
     rotation: Callable[[], Rotation] | None = None
-    """Returns how the model rotates. Set when the mechanism is attached. ``None``: as Llama."""
+    """A function that returns how the model rotates. Set when the mechanism is attached. ``None``: as in Llama, with
+    base 10,000."""
 
     def moved(self, q: Tensor, k: Tensor, rows: Tensor, keys: Tensor, causal: bool) -> list[tuple[Tensor, Tensor]]:
-        """Queries and keys for distant pairs, then queries and keys for distant later keys, in unchanged shapes."""
+        """Rotated queries and keys for distant pairs and, if not causal, those for distant keys after the query.
+
+        Their shapes are those of ``q`` and ``k``.
+        """
         window, group = self.values["window"], self.values["group"]
         if self.rotation is None:
             rotation = Rotation(
@@ -360,67 +372,78 @@ class SelfExtend(RelativePositions):
             rotation = self.rotation()
         shift = window - window // group
 
-        # The later of the two tokens is at A, the earlier one at B.
+        # The later of the two tokens is rotated to A, the earlier one to B.
         pairs = [(rotation.turned(q, rows // group + shift - rows), rotation.turned(k, keys // group - keys))]
         if not causal:
             pairs.append((rotation.turned(q, rows // group - rows), rotation.turned(k, keys // group + shift - keys)))
         return pairs
 
     def choices(self, rows: Tensor, keys: Tensor) -> Tensor:
-        """0 for near pairs, else the number of an entry of :meth:`moved`. The tensors broadcast."""
+        """Which vectors give a pair's score: 0 for near pairs, else n for entry n - 1 of :meth:`moved`. The tensors
+        broadcast."""
         distant = (torch.maximum(rows, keys) - torch.minimum(rows, keys) >= self.values["window"]).int()
         return torch.where((distant > 0) & (keys > rows), 2, distant)
 
     def term(self, q: Tensor, k: Tensor, rows: Tensor, keys: Tensor, causal: bool, scale: float) -> Tensor:
         near = products(q, repeat_heads(k, q.shape[1])) * scale
-        choice, score = self.choices(rows[:, None, :, None], keys[:, None, None]), near
+        choice = self.choices(rows[:, None, :, None], keys[:, None, None])
+        score = near
         for n, (x, y) in enumerate(self.moved(q, k, rows, keys, causal), 1):
-            score = torch.where(choice == n, products(x, repeat_heads(y, q.shape[1])).to(score.dtype) * scale, score)
+            distant = products(x, repeat_heads(y, q.shape[1])).to(score.dtype) * scale
+            score = torch.where(choice == n, distant, score)
         return score - near
 
     def attention(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
-        """Softmax attention with these scores, in blocks of queries; in graphs and under ``torch.func`` in one.
+        """Softmax attention with these scores, in blocks of queries; in graphs and under ``torch.func`` in one block.
 
         A query has its vectors for all choices side by side. A key is repeated for every choice that the block needs,
-        with zeros for other choices, and a mask hides all but one repetition for each pair.
+        with zeros in the place of other choices. A mask hides all but one repetition for each pair.
         """
-        positions, kv_len, width = torch.arange(k.shape[2], device=k.device), k.shape[2], q.shape[-1]
-        own, graph, mod = positions[kv_len - q.shape[2] :], in_graph(), call.written_out().score_mod
-        vectors = [(q, k), *self.moved(q, k, own[None], positions[None], call.causal)]
-        queries, real = torch.cat([x.to(q.dtype) for x, _ in vectors], -1), call.real(k)[:, None, None]
+        kv_len, width, graph = k.shape[2], q.shape[-1], in_graph()
+        positions = torch.arange(kv_len, device=k.device)
+        rows = positions[kv_len - q.shape[2] :]
+        vectors = [(q, k), *self.moved(q, k, rows[None], positions[None], call.causal)]
+        queries = torch.cat([x.to(q.dtype) for x, _ in vectors], -1)
+        real = call.real(k)[:, None, None]
+        mod = call.written_out().score_mod
 
         def block(queries: Tensor, rows: Tensor) -> Tensor:
+            """The output of ``queries`` at the positions ``rows``."""
             choice = self.choices(rows[:, None], positions)
-            choice = torch.where(positions > rows[:, None], -1, choice) if call.causal else choice
+            if call.causal:
+                choice = torch.where(positions > rows[:, None], -1, choice)
+
+            # For each choice, the positions of the keys that some query needs, and these keys.
             masks = [choice == n for n in range(len(vectors))]
-            listed = [positions if graph else mask.any(0).nonzero().flatten() for mask in masks]
-            listings = [
+            needed = [positions if graph else mask.any(0).nonzero().flatten() for mask in masks]
+            keys_of_choices = [
                 nn.functional.pad(y[:, :, at].to(k.dtype), (n * width, queries.shape[-1] - (n + 1) * width))
-                for n, ((_, y), at) in enumerate(zip(vectors, listed, strict=True))
+                for n, ((_, y), at) in enumerate(zip(vectors, needed, strict=True))
             ]
-            at = torch.cat(listed)
-            visible = torch.cat([mask[:, at] for mask, at in zip(masks, listed, strict=True)], -1) & real[..., at]
-            # the CPU's kernel takes one width
+            at = torch.cat(needed)
+            visible = torch.cat([mask[:, at] for mask, at in zip(masks, needed, strict=True)], -1) & real[..., at]
+
+            # The CPU's kernel takes values as wide as the keys.
             values = nn.functional.pad(v[:, :, at], (0, queries.shape[-1] - v.shape[-1]))
-            inner = call.replace(
+            block_call = call.replace(
                 causal=False,
                 batch=None,
                 scale=call.scale_for(width),
                 score_mod=remapped(mod, lambda b, h, kv_idx: at[kv_idx]),
             )
-            keys, rows = torch.cat(listings, 2), rows.view(1, 1, -1, 1)
-            return dense.dense_attention(queries, keys, values, inner, mask_mod=lambda *_: visible, q_idx=rows)[
-                ..., : v.shape[-1]
-            ]
+            keys, q_idx = torch.cat(keys_of_choices, 2), rows.view(1, 1, -1, 1)
+            out = dense.dense_attention(queries, keys, values, block_call, mask_mod=lambda *_: visible, q_idx=q_idx)
+            return out[..., : v.shape[-1]]
 
         if graph or no_fused_kernels() is not None:
             size = q.shape[2]
         else:
             size = max(1, dense.MAX_SCORES // (len(q) * q.shape[1] * kv_len))
         if q.shape[2] <= size:
-            return block(queries, own)
+            return block(queries, rows)
+        # with gradients, the backward pass computes each block again instead of storing it
         run = partial(checkpoint, block, use_reentrant=False) if torch.is_grad_enabled() else block
-        return torch.cat([run(*parts) for parts in zip(queries.split(size, 2), own.split(size), strict=True)], 2)
+        return torch.cat([run(*parts) for parts in zip(queries.split(size, 2), rows.split(size), strict=True)], 2)
 
 
 class SinkPositions(RelativePositions):
@@ -430,11 +453,11 @@ class SinkPositions(RelativePositions):
         score(i, j) = (R(min(i, s + w - 1)) q_i) · (R(j) k_j) · scale      for a sink j < s outside of i's window
 
     R(n) rotates by n positions, and w is the number of keys in a window. These are the positions inside a cache of s
-    sinks and w keys, so no distance is larger than s + w - 1. Pairs in the window are unchanged, and so are texts of
-    up to s + w tokens. In causal layers a sink is outside of the window of every query from s + w - 1 on, hence the
-    term depends on the query alone. Nothing is learned.
+    sinks and w keys, so that no distance is larger than s + w - 1. Pairs in the window are unchanged, and so are texts
+    of up to s + w tokens. In causal layers, all sinks are outside of the window of every query from position s + w - 1
+    on. Whether a query is rotated therefore depends on its position alone. Nothing is learned.
 
-    The option ``relative`` does not offer it: layers of rotary models get it for their sinks.
+    The option ``relative`` does not offer this class. Layers of rotary models get it for their sinks.
     """
 
     name = "sinks"
@@ -452,16 +475,24 @@ class SinkPositions(RelativePositions):
     ) -> None:
         """rotation: a function that returns the layer's rotation."""
         super().__init__(num_heads, head_dim, hidden_size, {})
-        self.sinks, self.last, self.rotation = sinks, sinks + window - 1, rotation
+        self.sinks = sinks
+        self.last = sinks + window - 1  # the last position in the cache
+        self.rotation = rotation
 
     def changes(self, kv_len: int, call: AttentionCall) -> bool:
-        # A caller's global tokens keep the positions of the text. A graph for export is for all lengths.
-        return call.causal and call.global_mask is None and (torch.compiler.is_exporting() or kv_len > self.last + 1)
+        if (
+            not call.causal or call.global_mask is not None
+        ):  # a caller's global tokens keep their positions in the text
+            return False
+        return torch.compiler.is_exporting() or kv_len > self.last + 1  # an exported graph is for all lengths
 
     def table(
         self, q: Tensor, sinks: Tensor, rows: Tensor, scale: float, factors: tuple[Tensor, Tensor] | None = None
     ) -> Tensor:
-        """The term ``(B, H, Nq, n)`` for queries at ``rows (B or 1, Nq)`` and sink keys ``sinks (B, H_kv, n, D)``."""
+        """The term ``(B, H, Nq, n)`` for queries at ``rows (B or 1, Nq)`` and sink keys ``sinks (B, H_kv, n, D)``.
+
+        factors: those of :meth:`Rotation.factors`, if they are known.
+        """
         rotation = self.rotation()
         if factors is None:
             factors = rotation.factors((self.last - rows).clamp(max=0), at_least_fp32(q[:0]).dtype, scale, change=True)
@@ -476,35 +507,39 @@ class SinkPositions(RelativePositions):
     def score_term(self, q: Tensor, k: Tensor, causal: bool, scale: float, span: Span) -> ColumnTerm:
         q_len, kv_len = q.shape[2], k.shape[2]
         offset = kv_len - q_len
-        first = 0 if in_graph() else min(max(0, self.last + 1 - offset), q_len)  # earlier queries are not turned
+        first = 0 if in_graph() else min(max(0, self.last + 1 - offset), q_len)  # earlier queries are not rotated
         rows = torch.arange(offset + first, kv_len, device=q.device)[None]
         # a slice would bound a graph's lengths
         sinks = k.index_select(2, torch.arange(self.sinks, device=k.device).clamp(max=kv_len - 1))
-        return ColumnTerm(nn.functional.pad(self.table(q[:, :, first:], sinks, rows, scale), (0, 0, first, 0)), offset)
+        table = self.table(q[:, :, first:], sinks, rows, scale)
+        return ColumnTerm(nn.functional.pad(table, (0, 0, first, 0)), offset)
 
     def mask(
         self, q: Tensor, k: Tensor, seen: Tensor, rows: Tensor, keys: Tensor, scale: float, call: AttentionCall
     ) -> Tensor:
-        """The additive mask ``(B, H, Nq, S)`` with the term, for keys at positions ``keys (B or 1, S)`` in any order.
+        """The additive mask ``(B, H, Nq, S)``, term included, for keys at positions ``keys (B or 1, S)`` in any order.
 
-        A query that is turned has all sinks among its keys. What depends on the other arguments than ``q`` and ``k``
-        is made once for all layers that pass the same tensors.
+        If a query is rotated, all sinks must be among its keys. Results that do not depend on ``q`` and ``k`` are
+        computed once for all layers that pass the same tensors.
 
-        seen: ``(B or 1, 1, Nq, S)`` bool, the visible keys.
+        Args:
+            seen: ``(B or 1, 1, Nq, S)`` bool, the visible keys.
+            rows: ``(B or 1, Nq)``, positions of the queries.
         """
         rotation, precise = self.rotation(), at_least_fp32(q[:0]).dtype
         dtype = q.dtype if accelerator.accelerated(q) else precise  # kernels for the CPU take a mask in fp32
         sources = (seen, rows, keys, rotation.frequencies)
 
         def make() -> tuple[Any, ...]:
+            """The sources, the mask without the term, the index of each sink among the keys, and the factors."""
             hidden = torch.where(seen, torch.zeros((), dtype=dtype, device=q.device), torch.finfo(dtype).min)
-            at = keys[:, None] == torch.arange(self.sinks, device=keys.device)[:, None]  # (B or 1, sinks, S)
+            is_sink = keys[:, None] == torch.arange(self.sinks, device=keys.device)[:, None]  # (B or 1, sinks, S)
             factors = rotation.factors((self.last - rows).clamp(max=0), precise, scale, change=True)
-            return sources, hidden, at.int().argmax(-1)[:, None], factors
+            return sources, hidden, is_sink.int().argmax(-1)[:, None], factors
 
         if torch.compiler.is_compiling():  # a graph stores nothing, and cannot read versions
             _, hidden, slots, factors = make()
-        else:  # the sources stay in the cache, so that no other tensors get their ids
+        else:  # the cached result holds the sources, so that no other tensors can get their ids
             name = (
                 "sinks",
                 self.sinks,
@@ -530,29 +565,32 @@ def read_relative(value: str) -> str:
     """Check a choice of relative positions and return its normal form, ``kind`` or ``kind:name=value,...``.
 
     Raises:
-        OptionError: unknown kind or setting (the message names the nearest), or an impossible value.
+        OptionError: the kind or a setting is unknown (the message has the nearest name), or a value is not permitted.
     """
     cls, given, settings = settings_in(value)
     cls.check(settings)
-    written = ",".join(f"{name}={number}" for name, number in given.items())
-    return f"{cls.name}:{written}" if written else cls.name
+    given_text = ",".join(f"{name}={number}" for name, number in given.items())
+    return f"{cls.name}:{given_text}" if given_text else cls.name
 
 
 def settings_in(value: str) -> tuple[type[RelativePositions], dict[str, int], dict[str, int]]:
-    """The class of a choice, the settings that it gives, and all settings. They are not yet checked together.
+    """The class of a choice, the settings that the choice gives, and all settings with defaults.
+
+    :meth:`RelativePositions.check` checks the values, which this function does not.
 
     Raises:
         OptionError: as in :func:`read_relative`.
     """
-    kind, _, written = str(value).partition(":")
-    pairs = [pair.partition("=") for pair in written.split(",") if pair.strip()]
+    kind, _, settings = str(value).partition(":")
+    pairs = [pair.partition("=") for pair in settings.split(",") if pair.strip()]
     if not isinstance(value, str) or not all(sign for _, sign, _ in pairs):
         raise OptionError(
             f"relative is {value!r}, but must read KIND or KIND:NAME=VALUE,...; for example relative='alibi' or "
             "relative='t5_buckets:num_buckets=32'."
         )
     kind, texts = kind.strip(), {name.strip(): number for name, _, number in pairs}
-    cls, given = relative_class(kind), dict[str, int]()
+    cls = relative_class(kind)
+    given: dict[str, int] = {}
     for name, number in texts.items():
         if name not in cls.settings:
             listed = ", ".join(cls.settings) or "none"
@@ -573,7 +611,7 @@ def relative_class(value: str) -> type[RelativePositions]:
     """The class of a choice such as ``shaw`` or ``shaw:clip=32``.
 
     Raises:
-        OptionError: unknown kind. The message names the nearest one.
+        OptionError: the kind is unknown. The message has the nearest kind.
     """
     kind = value.partition(":")[0].strip()
     if kind not in CLASSES:
@@ -584,12 +622,12 @@ def relative_class(value: str) -> type[RelativePositions]:
 
 
 def unchanged_tokens(choice: str) -> int | None:
-    """Maximum text length, in tokens, whose outputs a checked choice leaves unchanged in a converted checkpoint;
-    ``None``: any."""
+    """Maximum text length, in tokens, at which a converted checkpoint's outputs are unchanged by a checked choice;
+    ``None`` for any length."""
     cls, _, settings = settings_in(choice)
     if cls is SelfExtend:
         return None if settings["group"] == 1 else settings["window"]
-    return 0 if cls is Alibi else None  # the other terms begin at zero
+    return 0 if cls is Alibi else None  # the parameters of other terms are initialised to zero
 
 
 def build_relative(choice: str, num_heads: int, head_dim: int, hidden_size: int) -> RelativePositions:

@@ -10,14 +10,14 @@
                  them are stretched over the rest, linear in between; new rows after the last old one continue its last
                  step. 77 rows become 248 as in Long-CLIP (Zhang et al. 2024, https://arxiv.org/abs/2403.15378). Texts
                  longer than 21 tokens change, so this needs training. ``stretch`` alone keeps 20 rows.
-``none``         every row is the mean of the old ones: no absolute positions, for use with relative ones. Needs
+``none``         every row is the mean of the old rows: no absolute positions, for use with relative positions. Needs
                  training.
-``alibi``        the same, with ALiBi (:mod:`hf_longattn.positions.relative`) in every layer. Needs training.
+``alibi``        as ``none``, with ALiBi (:mod:`hf_longattn.positions.relative`) in every layer. Needs training.
 
 ``sinusoidal``   for tables that are computed, not learned (Vaswani et al. 2017, section 3.5; Pegasus): the formula
-                 continues.
+                 gives the new rows.
 
-Rows below ``offset`` are not positions (RoBERTa's table starts with two such rows): they are kept once, in place.
+Rows below ``offset`` are not positions (RoBERTa's table starts with two such rows). They are copied unchanged.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ ALIBI = "alibi"
 DROPPED = ("none", ALIBI)
 """Strategies that discard the table: all rows are their mean."""
 SINUSOIDAL = "sinusoidal"
+"""Strategy for computed tables. Users do not type it."""
 INTERPOLATE, STRETCH = "interpolate", "stretch"
 UNCHANGED_ROWS = 20
 """Number of rows that ``stretch`` leaves unchanged by default, as in Long-CLIP: the effective length of CLIP's
@@ -46,6 +47,7 @@ positions."""
 
 
 def _interpolate(old: Tensor, rows: int) -> Tensor:
+    """The strategy ``interpolate``: ``old (P, d)`` as ``(rows, d)``."""
     if old.shape[0] == 1:
         return old.expand(rows, -1)
     channels_first = old.to(torch.float64).T.unsqueeze(0)  # rounds each row once
@@ -54,29 +56,33 @@ def _interpolate(old: Tensor, rows: int) -> Tensor:
 
 
 def check_stretch(rows: int, unchanged: int) -> None:
-    """Refuse a table of ``rows`` positions with fewer than two to stretch. The first ``unchanged`` are kept.
+    """Check that a table of ``rows`` positions has at least two after the first ``unchanged``, which are kept.
 
     Raises:
-        OptionError: the message has the number of positions that can be kept.
+        OptionError: there are fewer. The message has the number of positions that can be kept.
     """
     if rows < unchanged + 2:
-        instead = f"keep fewer with stretch:{rows - 2}" if rows > 2 else f"choose {INTERPOLATE} instead"
+        advice = f"keep fewer with stretch:{rows - 2}" if rows > 2 else f"choose {INTERPOLATE} instead"
         raise OptionError(
             f"A table of {rows} positions has fewer than two after the first {unchanged}, which stretch:{unchanged} "
-            f"keeps; {instead}."
+            f"keeps; {advice}."
         )
 
 
 def _stretch(old: Tensor, rows: int, *, unchanged: int) -> Tensor:
+    """The strategy ``stretch``: ``old (P, d)`` as ``(rows, d)``, with the first ``unchanged`` rows kept."""
     check_stretch(len(old), unchanged)
-    at = torch.arange(rows - unchanged, dtype=torch.float64) * (len(old) - unchanged) / (rows - unchanged)
-    below = at.floor().long().clamp(max=len(old) - unchanged - 2)
-    share = at - below  # beyond the last row, weights exceed 1
+    # Each later row is between two old rows, `below` and the next, at a fraction of the way from one to the other.
+    place = torch.arange(rows - unchanged, dtype=torch.float64) * (len(old) - unchanged) / (rows - unchanged)
+    below = place.floor().long().clamp(max=len(old) - unchanged - 2)
+    fraction = place - below  # above 1 beyond the last old row
     tail = old[unchanged:].to(torch.float64)
-    return torch.cat([old[:unchanged], torch.lerp(tail[below], tail[below + 1], share[:, None]).to(old.dtype)])
+    stretched = torch.lerp(tail[below], tail[below + 1], fraction[:, None])
+    return torch.cat([old[:unchanged], stretched.to(old.dtype)])
 
 
 def _sinusoidal(old: Tensor, rows: int) -> Tensor:
+    """The strategy ``sinusoidal``: ``old (P, d)`` continued to ``(rows, d)`` by the formula."""
     computed = sinusoids(rows, old.shape[1])
     error = float((computed[: old.shape[0]] - old.to(torch.float32)).abs().max())
     if error > SINUSOIDAL_ERROR:
@@ -132,8 +138,7 @@ def extends_learned(strategy: str) -> bool:
 
 
 def keeps_old_rows(strategy: str) -> bool:
-    """Whether the old rows, and so the outputs up to the old length, are unchanged: they neither move nor are
-    dropped."""
+    """Whether ``strategy`` leaves the old rows in place, so that outputs up to the old length are unchanged."""
     return strategy != INTERPOLATE and stretched_from(strategy) is None and strategy not in DROPPED
 
 
@@ -147,7 +152,7 @@ def unchanged_rows(strategy: str, rows: int) -> int:
     unchanged = stretched_from(strategy)
     if unchanged is not None:
         return min(rows, unchanged + 1)
-    return rows if keeps_old_rows(strategy) else 1
+    return rows if keeps_old_rows(strategy) else 1  # interpolation keeps the first position
 
 
 def extend_table(weight: Tensor, new_rows: int, *, offset: int, strategy: str = "tile") -> Tensor:
@@ -163,7 +168,7 @@ def extend_table(weight: Tensor, new_rows: int, *, offset: int, strategy: str = 
         ``(new_rows, d)``, contiguous, in the dtype of ``weight``.
 
     Raises:
-        OptionError: the strategy is unknown or does not suit the table; or the table would shrink, or has only
+        OptionError: the strategy is unknown or does not suit the table, the table would shrink, or it has only
             ``offset`` rows.
     """
     unchanged = stretched_from(strategy)
@@ -181,8 +186,8 @@ def extend_table(weight: Tensor, new_rows: int, *, offset: int, strategy: str = 
         raise OptionError(f"A position table of {old_rows} rows cannot start with {offset} special rows.")
     if new_rows < old_rows:
         raise OptionError(
-            f"A position table of {old_rows} rows can only be extended, but {new_rows} rows were requested;"
-            f" give a maximum length of at least {old_rows - offset}."
+            f"A position table of {old_rows} rows can only be extended, but {new_rows} rows were requested; give a "
+            f"maximum length of at least {old_rows - offset}."
         )
     weight = weight.detach()
     if extend is None:

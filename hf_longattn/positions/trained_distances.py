@@ -1,14 +1,14 @@
 """Distances between tokens that need no training after positions are extended.
 
-A tiled table repeats after the trained length, so two tokens at that distance have the same position. A query that
-sees both cannot tell a neighbour from the token at the far end of its window. The keys of one query may therefore span
-at most the trained length, as in a window of that total width. In a decoder, a query shortly after a repetition begins
-also sees keys with later positions than its own, which never happened in training. The further back a query sees, the
-more such keys there are. For decoders the bound is therefore half the trained length. Global tokens and sinks do not
-count: they are few, and carry no distances. docs/results/training.md has measurements.
+A tiled table repeats after the trained length, so that two tokens at that distance have the same position. A query
+that sees both cannot tell a neighbour from the token at the far end of its window. The keys of one query may therefore
+span at most the trained length, as in a window of that total width. In a decoder, a query shortly after the start of a
+repetition also sees keys with later positions than its own, which never happened in training. The further back a query
+sees, the more such keys there are. For decoders the bound is therefore half the trained length. Global tokens and
+sinks do not count: they are few, and carry no distances. docs/results/training.md has measurements.
 
-Rotary positions need no such bound. They need training, or a scaling, where a query is further from a key than in
-training. Sinks of decoders count there by their place in StreamingLLM's cache, directly before the window.
+Rotary positions need no such bound. They need training, or a scaling, if a query is further from a key than in
+training. Sinks of decoders are then at their positions in StreamingLLM's cache, directly before the window.
 """
 
 from __future__ import annotations
@@ -20,14 +20,15 @@ TILE, UNCHANGED_ROPE = "tile", "rope:none"
 
 @dataclass(frozen=True)
 class Locality:
-    """A query sees only keys from ``back`` tokens before it to ``ahead`` after it, and the extra keys of ``beside``.
+    """The keys that a query sees: those from ``back`` tokens before it to ``ahead`` tokens after it, or some of them,
+    and the extra keys that ``beside`` names.
 
-    period: shifting all positions by a multiple of this leaves the output unchanged.
-    beside: extra keys: none (empty), ``"globals"`` (:meth:`Mechanism.resolve_globals`), or ``"others"``: keys
+    period: shifting all positions by a multiple of this number leaves the output unchanged.
+    beside: the extra keys. "" for none, "globals" for :meth:`MaskedMechanism.resolve_globals`, "others" for keys
         anywhere.
     is_window: whether every key in the range is seen, and nothing else, as in a sliding window.
-    width_of_keys: maximum distance from a query's first key to its last, in tokens. Default: back + ahead, less period
-        - 1 if ahead > 0.
+    width_of_keys: maximum distance from a query's first key to its last, in tokens; ``None`` for the default of
+        :attr:`width`.
     """
 
     back: int
@@ -39,11 +40,11 @@ class Locality:
 
     @property
     def width(self) -> int:
-        """``width_of_keys``, or its default.
+        """Maximum distance from a query's first key to its last, in tokens: ``width_of_keys``, or its default.
 
-        ``back`` and ``ahead`` are maxima over all queries. In blocks of ``period`` tokens no query reaches both: the
-        further it is from the start of its block, the fewer tokens of the block are ahead of it. The width is
-        therefore ``period`` - 1 less than their sum.
+        The default is ``back + ahead``, less ``period - 1`` if ``ahead > 0``. ``back`` and ``ahead`` are maxima over
+        all queries. In blocks of ``period`` tokens no query reaches both: the further a query is from the start of its
+        block, the fewer tokens of the block are ahead of it.
         """
         if self.width_of_keys is not None:
             return self.width_of_keys
@@ -61,15 +62,15 @@ def untrained_distances(
     """Why the distances that a layer sees need training; empty if they need none.
 
     Args:
-        positions: the extension of positions: ``"tile"``, ``"rope:none"`` …
+        positions: how positions are extended: ``"tile"``, ``"rope:none"`` …
         trained: training length of the checkpoint, in tokens.
         length: maximum length of the result, in tokens.
         local: range of a query in this layer; ``None`` if unbounded, or chosen by content.
         furthest: largest distance from a query to a key, in rotary positions; ``None`` if unbounded.
 
     Returns:
-        A clause with the layer as its subject. Empty for extensions other than ``"tile"`` and ``"rope:none"``, because
-        these treat all distances alike.
+        A clause with the layer as its subject. Empty for extensions other than ``"tile"`` and ``"rope:none"``, which
+        change all distances alike.
     """
     if length <= trained:
         return ""

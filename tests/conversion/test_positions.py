@@ -289,7 +289,7 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     "a window of all distances": (
         "rope:self-extend:window=64",
         {},
-        r"trained for no longer ones \(64 tokens\); type a smaller window",
+        r"trained for distances below 64; type a smaller window",
     ),
     "a group of none": (
         "rope:self-extend:group=0",

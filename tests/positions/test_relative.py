@@ -121,7 +121,7 @@ def test_a_configuration_holds_relative_positions_per_layer() -> None:
         ({"relative": "shaw:clip=wide"}, "must be a whole number"),
         ({"relative": "shaw:8"}, "must read KIND or KIND:NAME=VALUE"),
         ({"relative": 3}, "must read KIND or KIND:NAME=VALUE"),
-        ({"relative": "t5_buckets:num_buckets=30"}, "need a multiple of 4"),
+        ({"relative": "t5_buckets:num_buckets=30"}, "must be a multiple of 4"),
         ({"mechanism": "union", "of": "window:relative=alibi+strided"}, "give relative to 'union' itself"),
         ({"mechanism": "longformer", "relative": "shaw", "separate_global": True}, "use 'alibi' or 't5_buckets'"),
     ],

@@ -477,7 +477,7 @@ class MechanismSpec:
             if setting := getattr(options, option, None):
                 raise OptionError(
                     f"Option {option!r} is for a whole layer, but a member of mechanism {owner!r} has "
-                    f"{option}={setting!r}; leave {option} out, or give it to {owner!r} itself if {owner!r} takes it."
+                    f"{option}={setting!r}; leave it out, or give {option} to {owner!r} itself, if {owner!r} takes it."
                 )
         return cls(mechanism, options, tuple(values))
 
