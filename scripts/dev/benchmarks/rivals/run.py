@@ -75,7 +75,7 @@ class Process:
     def __init__(self, home: Path, group: Group, way: str) -> None:
         compare = "compare" if WAYS[way].same else "alone"
         command = [sys.executable, "-W", "ignore", "-m", "scripts.dev.benchmarks.rivals.measure"]
-        self.log = home / "logs" / "measure.log"
+        self.log = home / "logs" / f"measure-{way.replace(':', '-')}.log"
         self.log.parent.mkdir(parents=True, exist_ok=True)
         variables = {
             "OMP_NUM_THREADS": str(THREADS),
@@ -125,8 +125,8 @@ class Process:
 
     def end(self) -> None:
         """End the process."""
-        self.process.kill()
-        self.process.communicate()
+        with self.process:
+            self.process.kill()
 
 
 def merged(row: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
@@ -149,9 +149,9 @@ def needed(group: Group, way: str) -> float:
     return LARGE.get((way, group.model), PLAIN) if group.length >= LONG else PLAIN / 2
 
 
-def plain(group: Group, ways: Sequence[str]) -> bool:
-    """Whether ways may be loaded together, since none takes far more memory than its weights."""
-    return all(needed(group, way) <= PLAIN for way in ways)
+def fits(group: Group, ways: Sequence[str]) -> bool:
+    """Whether ways may be loaded together: none takes far more memory than its weights, and enough is free."""
+    return all(needed(group, way) <= PLAIN for way in ways) and available() > PLAIN + SPARE
 
 
 def measured(home: Path, group: Group, passes: int) -> list[dict[str, Any]]:
@@ -159,20 +159,18 @@ def measured(home: Path, group: Group, passes: int) -> list[dict[str, Any]]:
     rows, waiting = {}, list(group.ways)
     while waiting:
         batch: dict[str, Process] = {}
-        while waiting and (not batch or (plain(group, [*batch, waiting[0]]) and available() > PLAIN + SPARE)):
-            way = waiting.pop(0)
-            rows[way] = row_of(group, way)
-            if available() < needed(group, way):
-                rows[way]["error"] = f"needs {needed(group, way):.0f} GiB, and {available():.0f} are free"
-                continue
-            process = Process(home, group, way)
-            rows[way] |= process.answer()
-            if "error" in rows[way]:
-                process.end()
-            else:
-                batch[way] = process
         try:
-            take_turns(batch, rows, passes)
+            while waiting and (not batch or (passes > 1 and fits(group, [*batch, waiting[0]]))):
+                way = waiting.pop(0)
+                rows[way] = row_of(group, way)
+                if available() < needed(group, way):
+                    rows[way]["error"] = f"needs {needed(group, way):.0f} GiB, and {available():.0f} are free"
+                else:
+                    batch[way] = Process(home, group, way)
+                    rows[way] |= batch[way].answer()
+                if "error" in rows[way]:
+                    print(line(rows[way]), file=sys.stderr, flush=True)
+            take_turns({way: process for way, process in batch.items() if "error" not in rows[way]}, rows, passes)
         finally:
             for process in batch.values():
                 process.end()
