@@ -1,6 +1,6 @@
 """Metrics, a question-answering reader for long documents, and document vectors.
 
-Training uses the same inputs and metrics.
+Training makes its inputs and scores with the same code.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from ..names import load_module, module_names
 
 
 def load_metric(name: str) -> Any:
-    """Return a metric: ``load_metric("wer").compute(predictions=…, references=…)`` returns its scores by name.
+    """The metric with a name: ``load_metric("wer").compute(predictions=…, references=…)`` returns scores by name.
 
     Args:
         name: "long_qa": exact match and F1 of extractive question answering, by document length;

@@ -7,44 +7,42 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 BUCKETS = (512, 1024, 2048, 4096, 8192)
-"""Upper bounds of the length buckets, in tokens of the document."""
+"""Upper bounds of the buckets into which documents are sorted by length, in tokens."""
 LEAST_ITEMS = 10
-"""Minimum number of items for a standard error. Fewer items say too little about their spread."""
+"""Minimum number of items for a standard error. Fewer items say too little about their spread. Untuned."""
 Row = TypeVar("Row")
 Estimate = tuple[float, float | None]
-"""A value and its standard error, ``None`` for fewer than :data:`LEAST_ITEMS` items."""
+"""A value and its standard error, which is ``None`` for fewer than :data:`LEAST_ITEMS` items."""
 
 
 def standard_error(variance: float, items: int) -> float | None:
-    """The standard error of an estimate from ``items`` items; ``None`` for fewer than :data:`LEAST_ITEMS`.
-
-    Args:
-        variance: variance of the estimate.
-    """
+    """The standard error of an estimate with this ``variance``; ``None`` for fewer than :data:`LEAST_ITEMS` items."""
     return math.sqrt(variance) if items >= LEAST_ITEMS else None
 
 
 def mean_and_error(values: Sequence[float]) -> Estimate:
+    """The mean of ``values`` and its standard error."""
     return ratio_and_error([(value, 1) for value in values])
 
 
 def ratio_and_error(pairs: Sequence[tuple[float, int]]) -> Estimate:
-    """Sum of the first numbers / sum of the second numbers, with its standard error (Cochran 1977, §2.11)."""
+    """The sum of the first numbers over the sum of the second ones, and its standard error (Cochran 1977, §2.11)."""
     count, total = len(pairs), max(1, sum(size for _, size in pairs))
     ratio = sum(part for part, _ in pairs) / total
-    spread = sum((part - ratio * size) ** 2 for part, size in pairs)
-    return ratio, standard_error(spread * count / max(1, count - 1) / total**2, count)
+    squares = sum((part - ratio * size) ** 2 for part, size in pairs)
+    variance = squares * count / max(1, count - 1) / total**2
+    return ratio, standard_error(variance, count)
 
 
 def plus_minus(value: float, error: float | None, digits: int) -> str:
-    """A value with its error as text: "2.935 ± 0.041", or "2.935" without an error."""
+    """A value with its error as text, such as "2.935 ± 0.041", or "2.935" if there is no error."""
     if error is None:
         return f"{value:.{digits}f}"
     return f"{value:.{digits}f} ± {error:.{digits}f}"
 
 
 def in_percent(estimates: Mapping[str, Estimate], items: int) -> dict[str, float]:
-    """Each estimate in per cent, its standard error as ``NAME_se`` if known, and ``n`` items."""
+    """Each estimate in per cent, its standard error as ``NAME_se`` if it has one, and ``items`` as ``n``."""
     scores: dict[str, float] = {}
     for name, (value, error) in estimates.items():
         scores[name] = 100 * value
@@ -54,10 +52,9 @@ def in_percent(estimates: Mapping[str, Estimate], items: int) -> dict[str, float
 
 
 def means_in_percent(names: Sequence[str], rows: Sequence[Sequence[float]]) -> dict[str, float]:
-    """The mean of each column of ``rows``, as :func:`in_percent` returns it."""
-    return in_percent(
-        {name: mean_and_error([row[column] for row in rows]) for column, name in enumerate(names)}, len(rows)
-    )
+    """The mean of each column of ``rows`` in per cent, with errors and ``n``. ``names``: names of the columns."""
+    means = {name: mean_and_error([row[column] for row in rows]) for column, name in enumerate(names)}
+    return in_percent(means, len(rows))
 
 
 def by_bucket(
@@ -65,7 +62,7 @@ def by_bucket(
 ) -> dict[str, Any]:
     """``{"<=512": summarise(rows of 0 to 512 tokens), …, ">8192": …}`` without empty buckets.
 
-    lengths: length of each row's document. Rows with a negative length are left out.
+    ``lengths`` are the tokens of each row's document. Rows with a negative length are left out.
     """
     names = [f"<={high}" for high in BUCKETS] + [f">{BUCKETS[-1]}"]
     scores = {}

@@ -1,1 +1,4 @@
-"""Metrics, one in each file: ``EXAMPLE``, and ``compute(predictions, references)``, which returns scores by name."""
+"""Metrics, one in each file.
+
+A file has ``compute(predictions, references)``, which returns scores by name, and ``EXAMPLE``, which tests use.
+"""

@@ -1,4 +1,7 @@
-"""Entity-level precision, recall and F1 of tagged words by seqeval's strict mode, in IOB2, IOBES, BILOU or IOB1."""
+"""Precision, recall and F1 of entities in tagged words, by seqeval's strict mode.
+
+The scheme of the tags is IOB2, IOBES, BILOU or IOB1.
+"""
 
 from __future__ import annotations
 
@@ -11,20 +14,23 @@ from ..summaries import in_percent, ratio_and_error
 Entity = tuple[str, int, int]
 """Entity type, index of the first word, and index after the last word."""
 SCHEMES = {"IOBES": "S", "BILOU": "U", "IOB2": "B", "IOB1": "I"}
-"""seqeval's schemes, each with its prefix for one-word entities."""
+"""Name of a tagging scheme in seqeval -> the scheme's prefix for an entity of one word."""
 EXAMPLE = ([["B-A", "O"]], [["B-A", "O"]], "f1")
 """Identical predictions and references, and the name of the score that must then be 100. Used by tests."""
 
 
 def compute(predictions: Sequence[Sequence[str]], references: Sequence[Sequence[str]]) -> dict[str, float]:
-    """Predictions and references are a list of tags for each document.
+    """Scores of the entities in tagged documents.
 
-    Tags have prefixes: IOB2 (B-, I-), IOBES or BILOU. In IOB2, an I- that continues no entity of its type is ignored,
-    as in seqeval's strict mode. A tag without a prefix is an entity of one word; O is not an entity.
+    The scheme of the tags is found by :func:`scheme_of`. In IOB2, a tag I- that does not continue an entity of its
+    type is ignored, as in seqeval's strict mode. A tag without a prefix is an entity of one word. O is not an entity.
 
-    The scheme is found from the prefixes. B and I mean IOB2, or IOB1 if entities of the references begin with I-.
-    Returns a dict: precision, recall, f1 and accuracy in per cent, their standard errors (f1_se, ...) for ten
-    documents or more, and n, the number of documents.
+    Args:
+        predictions, references: a list of tags for each document.
+
+    Returns:
+        precision, recall, f1 and accuracy (of tags) in per cent, their standard errors (f1_se, ...) for ten documents
+        or more, and n, the number of documents.
     """
     scheme = scheme_of(predictions, references)
     counts: dict[str, list[tuple[float, int]]] = {name: [] for name in ("precision", "recall", "f1", "accuracy")}
@@ -34,34 +40,40 @@ def compute(predictions: Sequence[Sequence[str]], references: Sequence[Sequence[
         counts["precision"].append((right, len(entities)))
         counts["recall"].append((right, len(gold_entities)))
         counts["f1"].append((2 * right, len(entities) + len(gold_entities)))
-        counts["accuracy"].append((sum(a == b for a, b in zip(tags, gold_tags, strict=True)), len(gold_tags)))
+        right_tags = sum(tag == gold_tag for tag, gold_tag in zip(tags, gold_tags, strict=True))
+        counts["accuracy"].append((right_tags, len(gold_tags)))
     return in_percent({name: ratio_and_error(pairs) for name, pairs in counts.items()}, len(predictions))
 
 
 def entities_of(tags: Sequence[str], scheme: str) -> set[Entity]:
-    """seqeval's entities of one document in a scheme of :data:`SCHEMES`. Raises :class:`MissingExtraError` if seqeval
-    is not installed."""
+    """The entities of one document, as seqeval finds them in a scheme of :data:`SCHEMES`.
+
+    Raises:
+        MissingExtraError: seqeval is not installed.
+    """
     check_extra("metrics", "seqeval")
     from seqeval import scheme as schemes
 
-    known = [tag == "O" or (tag[1:2] == "-" and tag[0] in scheme.rstrip("12")) for tag in tags]
-    prefixed = [tag if is_known else f"{SCHEMES[scheme]}-{tag}" for tag, is_known in zip(tags, known, strict=True)]
-    return {
-        (entity.tag, entity.start, entity.end)
-        for entity in schemes.Tokens(prefixed, getattr(schemes, scheme)).entities
-    }
+    prefixed_tags = []
+    for tag in tags:
+        has_prefix = tag[1:2] == "-" and tag[0] in scheme.rstrip("12")
+        if tag != "O" and not has_prefix:
+            tag = f"{SCHEMES[scheme]}-{tag}"
+        prefixed_tags.append(tag)
+    entities = schemes.Tokens(prefixed_tags, getattr(schemes, scheme)).entities
+    return {(entity.tag, entity.start, entity.end) for entity in entities}
 
 
 def scheme_of(predictions: Sequence[Sequence[str]], references: Sequence[Sequence[str]]) -> str:
-    """IOB1, IOBES or BILOU if the tags are of such a scheme, otherwise IOB2."""
+    """The scheme of the tags, by their prefixes: IOB1, IOBES, BILOU, or else IOB2."""
     # In IOB1 (CoNLL-2003), all entities of the references begin with I-, and B- only separates neighbours.
-    pairs = [pair for tags in references for pair in pairwise(["O", *tags])]
-    starts = {
-        tag[:2]
-        for before, tag in pairs
-        if tag[1:2] == "-" and (before[:2] not in ("B-", "I-") or before[2:] != tag[2:])
-    }
-    if starts == {"I-"}:
+    first_prefixes = set()
+    for tags in references:
+        for before, tag in pairwise(["O", *tags]):
+            begins = before[:2] not in ("B-", "I-") or before[2:] != tag[2:]
+            if tag[1:2] == "-" and begins:
+                first_prefixes.add(tag[:2])
+    if first_prefixes == {"I-"}:
         return "IOB1"
     prefixes = {tag[0] for tags in [*predictions, *references] for tag in tags if tag[1:2] == "-"}
     if prefixes & set("ES"):

@@ -1,7 +1,7 @@
-"""Accuracy and macro F1 of single-label classification in per cent, over all documents and by their length in tokens.
+"""Accuracy and macro F1 of single-label classification, over all documents and by the length of the document.
 
-Macro F1 is the mean over the classes that occur among labels or predictions. A class that is never predicted correctly
-counts 0.
+Macro F1 is the mean of F1 over the classes that occur among labels or predictions. The F1 of a class that is never
+predicted correctly is 0.
 """
 
 from __future__ import annotations
@@ -17,10 +17,16 @@ EXAMPLE = ([1], [{"label": 1, "length": 9}], "accuracy")
 
 
 def compute(predictions: list[int], references: list[dict[str, int]]) -> dict[str, Any]:
-    """Predictions are class numbers, references {label, length}. length: tokens of the document, -1 = unknown.
+    """Scores of predicted classes.
 
-    Returns a dict: accuracy, macro_f1, their standard errors (accuracy_se, macro_f1_se) for ten documents or more, n,
-    and buckets: {"<=512": the same, ...} without empty ones.
+    Args:
+        predictions: the number of a class for each document.
+        references: for each document, ``label``, the number of its class, and ``length``, its number of tokens (-1 if
+            it is unknown).
+
+    Returns:
+        accuracy and macro_f1 in per cent, their standard errors (accuracy_se, macro_f1_se) for ten documents or more,
+        n, the number of documents, and buckets, {"<=512": scores of the documents of this length, ...}.
     """
     pairs: Any = [
         (reference["label"], prediction) for reference, prediction in zip(references, predictions, strict=True)
@@ -32,25 +38,24 @@ def compute(predictions: list[int], references: list[dict[str, int]]) -> dict[st
 def summarise(pairs: Sequence[tuple[int, int]]) -> dict[str, float]:
     """Accuracy and macro F1 of (label, prediction) pairs in per cent, with standard errors, and ``n`` pairs.
 
-    The standard error of macro F1 is the jackknife's.
+    The standard error of macro F1 is found by the jackknife: the F1 is computed without each of the pairs in turn.
     """
+    accuracy = mean_and_error([label == prediction for label, prediction in pairs])
     counts, n = Counter(pairs), max(1, len(pairs))
-    without = {pair: _macro_f1(counts - Counter([pair])) for pair in counts}
-    mean = sum(count * without[pair] for pair, count in counts.items()) / n
-    variance = (n - 1) / n * sum(count * (without[pair] - mean) ** 2 for pair, count in counts.items())
+    f1_without = {pair: _macro_f1(counts - Counter([pair])) for pair in counts}
+    mean = sum(count * f1_without[pair] for pair, count in counts.items()) / n
+    variance = (n - 1) / n * sum(count * (f1_without[pair] - mean) ** 2 for pair, count in counts.items())
     macro_f1 = _macro_f1(counts), standard_error(variance, len(pairs))
-    return in_percent(
-        {"accuracy": mean_and_error([label == prediction for label, prediction in pairs]), "macro_f1": macro_f1},
-        len(pairs),
-    )
+    return in_percent({"accuracy": accuracy, "macro_f1": macro_f1}, len(pairs))
 
 
 def _macro_f1(counts: Counter[tuple[int, int]]) -> float:
     """Mean F1 over the classes, from counts of (label, prediction) pairs."""
     right: Counter[int] = Counter()
-    total: Counter[int] = Counter()
+    total: Counter[int] = Counter()  # labels and predictions of a class
     for (label, prediction), count in counts.items():
         total[label] += count
         total[prediction] += count
-        right[label] += count * (label == prediction)
-    return sum(2 * right[each] / total[each] for each in total) / max(1, len(total))
+        if label == prediction:
+            right[label] += count
+    return sum(2 * right[number] / total[number] for number in total) / max(1, len(total))

@@ -1,4 +1,4 @@
-"""SQuAD's (or TriviaQA's) exact match and token F1 in per cent, overall and by tokens of the document."""
+"""Exact match and F1 of the words of answers, as in SQuAD or TriviaQA, overall and by the length of the document."""
 
 from __future__ import annotations
 
@@ -19,15 +19,20 @@ EXAMPLE = (
 
 
 summarise = partial(means_in_percent, ("exact_match", "f1"))
+"""Pairs of exact match and F1 (0 … 1) -> their means in per cent, with standard errors."""
 
 
 def compute(predictions: list[dict[str, Any]], references: list[dict[str, Any]]) -> dict[str, Any]:
-    """Predictions are {id, prediction_text}, references {id, answers: {text, answer_start}, length}.
+    """Scores of answers, as in SQuAD.
 
-    An empty prediction means "no answer". length: tokens of the document, -1 = unknown.
+    Args:
+        predictions: ``id`` and ``prediction_text`` for each question. An empty text means "no answer".
+        references: ``id``, ``answers`` ({text, answer_start}) and ``length`` for each question. The length is the
+            number of tokens of the document, and -1 if it is unknown.
 
-    Returns a dict: exact_match, f1, their standard errors (exact_match_se, f1_se) for ten questions or more, n, and
-    buckets: {"<=512": the same, ...} without empty ones.
+    Returns:
+        exact_match and f1 in per cent, their standard errors (exact_match_se, f1_se) for ten questions or more, n, the
+        number of questions, and buckets, {"<=512": scores of the questions about documents of this length, ...}.
     """
     texts = {prediction["id"]: prediction["prediction_text"] for prediction in predictions}
     scores = []
@@ -42,23 +47,29 @@ def compute(predictions: list[dict[str, Any]], references: list[dict[str, Any]])
 def score_answer(prediction: str, answers: Sequence[str]) -> tuple[float, float]:
     """Exact match and F1 (0 … 1) against the best of ``answers``, as in SQuAD 2's script.
 
-    Answers that consist of articles are ignored. Without answers, only '' is correct.
+    Answers that consist only of articles are ignored. If there are no answers, only '' is correct.
     """
     return _best_score(normalise(prediction), [answer for answer in map(normalise, answers) if answer])
 
 
 def score_alias(prediction: str, aliases: Sequence[str]) -> tuple[float, float]:
-    """TriviaQA's scores (triviaqa_evaluation.py) against the best of ``aliases``. Without aliases, only '' is
-    correct."""
+    """Exact match and F1 (0 … 1) against the best of ``aliases``, as in TriviaQA's script (triviaqa_evaluation.py).
+
+    If there are no aliases, only '' is correct.
+    """
     return _best_score(normalised_alias(prediction), [normalised_alias(alias) for alias in aliases])
 
 
 def _best_score(prediction: str, answers: Sequence[str]) -> tuple[float, float]:
-    """Exact match and F1 against the best of ``answers``, all of them normalised."""
+    """Exact match and F1 (0 … 1) against the best of ``answers``. All texts are normalised."""
     if not answers:
-        right = float(not prediction)
-        return right, right
+        is_right = float(not prediction)
+        return is_right, is_right
     words = prediction.split()
-    counted = [(answer.split(), sum((Counter(words) & Counter(answer.split())).values())) for answer in answers]
-    f1 = max(2 * common / (len(words) + len(right)) if common else 0.0 for right, common in counted)
-    return float(prediction in answers), f1
+    best = 0.0
+    for answer in answers:
+        answer_words = answer.split()
+        common = sum((Counter(words) & Counter(answer_words)).values())
+        if common:
+            best = max(best, 2 * common / (len(words) + len(answer_words)))
+    return float(prediction in answers), best

@@ -1,7 +1,7 @@
-"""ROUGE-1, ROUGE-2, ROUGE-L and ROUGE-Lsum F-scores (Lin 2004) of the package ``rouge_score``, without stemming.
+"""F-scores of ROUGE-1, ROUGE-2, ROUGE-L and ROUGE-Lsum (Lin 2004), by the package ``rouge_score``, without stemming.
 
-Its tokenizer reads only a–z and digits. If a reference is mainly in another script, :class:`AnyScript` tokenizes it
-and its prediction.
+The package's tokenizer reads only a–z and digits. If a reference is mainly in another script, :class:`AnyScript`
+splits the reference and its prediction into words.
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ EXAMPLE = (["a red fox"], ["a red fox"], "rougeL")
 
 
 def compute(predictions: list[str], references: list[str]) -> dict[str, float]:
-    """Predictions and references are texts; ROUGE-Lsum compares their lines.
+    """Scores of predicted texts, such as summaries. ROUGE-Lsum compares the lines of two texts.
 
-    Returns a dict: rouge1, rouge2, rougeL and rougeLsum in per cent, their standard errors (rouge1_se, ...) for ten
-    texts or more, and n, the number of texts. A text is tokenized by rouge_score. If most letters of its reference are
-    not a-z, it is split into the words of BERT's tokenizer, where each Chinese character is a word; punctuation is
-    dropped.
+    Returns:
+        rouge1, rouge2, rougeL and rougeLsum in per cent, their standard errors (rouge1_se, ...) for ten texts or more,
+        and n, the number of texts.
     """
     check_extra("metrics", "rouge_score")
     from rouge_score.rouge_scorer import RougeScorer
 
-    of_texts = []
+    rows = []
     for prediction, reference in zip(predictions, references, strict=True):
         letters = [letter for letter in reference.lower() if letter.isalpha()]
-        other_script = 2 * sum(letter > "z" for letter in letters) > len(letters)
-        scores = RougeScorer(NAMES, tokenizer=AnyScript() if other_script else None).score(reference, prediction)
-        of_texts.append([scores[name].fmeasure for name in NAMES])
-    return means_in_percent(NAMES, of_texts)
+        is_other_script = 2 * sum(letter > "z" for letter in letters) > len(letters)
+        scorer = RougeScorer(NAMES, tokenizer=AnyScript() if is_other_script else None)
+        scores = scorer.score(reference, prediction)
+        rows.append([scores[name].fmeasure for name in NAMES])
+    return means_in_percent(NAMES, rows)
 
 
 class AnyScript:

@@ -1,7 +1,8 @@
-"""Word and character error rates of transcripts, as in jiwer.
+"""Word and character error rates of transcripts, by jiwer.
 
-A rate is the number of substitutions, deletions and insertions in all transcripts, divided by the words or characters
-of the references."""
+A rate is the number of substitutions, deletions and insertions in all transcripts, divided by the number of words or
+characters in all references.
+"""
 
 from __future__ import annotations
 
@@ -14,10 +15,11 @@ tests."""
 
 
 def compute(predictions: list[str], references: list[str]) -> dict[str, float]:
-    """Predictions and references are texts.
+    """Error rates of predicted texts. Differences in case and punctuation are errors, but not in white space.
 
-    Returns a dict: wer and cer in per cent, their standard errors over texts (wer_se, cer_se) for ten texts or more,
-    and n, the number of texts. Case and punctuation count; white space does not.
+    Returns:
+        wer and cer in per cent, their standard errors over texts (wer_se, cer_se) for ten texts or more, and n, the
+        number of texts.
     """
     check_extra("metrics", "jiwer")
     from jiwer import process_characters, process_words
@@ -27,7 +29,8 @@ def compute(predictions: list[str], references: list[str]) -> dict[str, float]:
         pairs = []
         for prediction, reference in zip(predictions, references, strict=True):
             counts = process(reference, prediction)
-            wrong = counts.substitutions + counts.deletions
-            pairs.append((wrong + counts.insertions, wrong + counts.hits))
+            errors = counts.substitutions + counts.deletions + counts.insertions
+            length = counts.substitutions + counts.deletions + counts.hits  # of the reference
+            pairs.append((errors, length))
         rates[name] = ratio_and_error(pairs)
     return in_percent(rates, len(predictions))
