@@ -322,7 +322,7 @@ def _hotpot(row: Mapping[str, Any]) -> dict[str, Any]:
 
 ARTICLES = re.compile(r"\b(a|an|the)\b")
 MOST_MATCHES = 64
-"""Maximum number of answers in one document for a question whose data give no positions. Untuned."""
+"""Maximum number of answers in one document for a question whose data give no positions."""
 UNSPACED = re.compile(
     "[\u0e00-\u109f\u1780-\u17ff\u1950-\u1aaf\u2e80-\u312f\u3190-\ua4cf\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003ffff]"
 )

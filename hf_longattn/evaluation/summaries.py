@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 BUCKETS = (512, 1024, 2048, 4096, 8192)
 """Upper bounds of the buckets into which documents are sorted by length, in tokens."""
 LEAST_ITEMS = 10
-"""Minimum number of items for a standard error. Fewer items say too little about their spread. Untuned."""
+"""Minimum number of items for a standard error. Fewer items say too little about their spread."""
 Row = TypeVar("Row")
 Estimate = tuple[float, float | None]
 """A value and its standard error, which is ``None`` for fewer than :data:`LEAST_ITEMS` items."""

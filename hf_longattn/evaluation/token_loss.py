@@ -26,7 +26,7 @@ from ..modeling.losses import Logits, deferred_logits
 from .summaries import mean_and_error
 
 TOKENS_AT_ONCE = 256
-"""Number of tokens whose loss is computed at a time, because their logits are copied. Untuned."""
+"""Number of tokens whose loss is computed at a time, because their logits are copied."""
 NEGLIGIBLE = 0.01
 """Nats per token. A smaller increase of a loss is ignored."""
 
@@ -199,7 +199,7 @@ def text_of(file: Path) -> str:
 
 
 ROWS_AT_ONCE = 256
-"""Number of rows of logits that are compared at a time. Untuned."""
+"""Number of rows of logits that are compared at a time."""
 
 
 def kl_divergence(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:

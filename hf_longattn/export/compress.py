@@ -1,8 +1,8 @@
-"""Write a smaller checkpoint: 8 bits per weight, bf16, or without the heads that matter least.
+"""Write a smaller checkpoint: with 8 bits per weight, in bf16, or without the least important heads.
 
-torchao quantises with transformers' own config, so that ``from_pretrained`` loads the result if torchao is installed.
-The written files are read again and compared with the model in memory. Loss at a short and a long length, time and
-size are measured.
+torchao quantises with a config of transformers, so that ``from_pretrained`` loads the result if torchao is installed.
+The written files are read again and compared with the model in memory. The loss at a short and a long length, the time
+and the size are measured.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ from .prune import Compressed, prune_heads
 
 REPORT = "compression_report.json"
 TOLERANCE = 1e-4
-"""Maximum difference between outputs of the written files and of the expected model, relative to the largest
-output."""
+"""Maximum difference between an output of the written files and of the expected model, as a fraction of the largest
+absolute value of this output."""
 
 
 @dataclass(frozen=True)
@@ -48,15 +48,20 @@ class CompressionReport:
     """A finished compression.
 
     Attributes:
+        destination: folder of the compressed model.
+        config: the settings.
         measured: "before" and "after", each with ``loss`` (length -> nats per token, and its standard error),
             ``seconds`` of one pass at the longest length, and ``bytes`` of the weights.
-        difference: largest difference of outputs, relative to the largest output, between the files read again and the
-            expected model: the model that was written (quantised, bf16), or the source with the pruned heads set to
-            zero.
-        changed: ``tensors`` and ``bytes``: number and size of changed tensors in the files; ``all_bytes``: size of all
-            tensors.
-        outputs: for each output of the files read again, :func:`accuracy` in comparison with the source.
-        pruned: for each layer the removed heads.
+        difference: largest difference between outputs of the written files and of the expected model, as a fraction of
+            the largest output. The expected model is the model that was written (quantised, bf16), or the source with
+            the pruned heads multiplied by 0.
+        changed: ``tensors`` and ``bytes``: number and size of the changed tensors in the files. ``all_bytes``: size of
+            all tensors.
+        outputs: name of an output -> its :func:`accuracy` in comparison with the source.
+        pruned: number of a layer -> numbers of its removed heads.
+        text: description of the text on which the losses were measured.
+        files: names of the written files.
+        versions: name of a library -> its version.
     """
 
     destination: Path
@@ -71,15 +76,16 @@ class CompressionReport:
     versions: dict[str, str]
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-serialisable form, as in compression_report.json."""
+        """The report as a dictionary for JSON, as in compression_report.json."""
         return {name: value for name, value in dataclasses.asdict(self).items() if name != "destination"}
 
     def rows(self) -> list[tuple[str, ...]]:
-        """Table rows: name of a measurement, value before, value after."""
+        """Rows of a table: name of a measurement, value before, value after."""
         before, after = self.measured["before"], self.measured["after"]
         rows: list[tuple[str, ...]] = []
-        for length, loss in before["loss"].items():
-            values = [plus_minus(each["loss"], each["loss_se"], 3) for each in (loss, after["loss"][length])]
+        for length in before["loss"]:
+            losses = (before["loss"][length], after["loss"][length])
+            values = [plus_minus(loss["loss"], loss["loss_se"], 3) for loss in losses]
             rows.append((f"loss at {int(length):,} tokens, nats", *values))
         return [
             *rows,
@@ -93,7 +99,7 @@ class CompressionReport:
         return f"{self.changed['tensors']:,} tensors, {changed:,.1f} of {total:,.1f} MB"
 
     def table(self) -> str:
-        """The report in Markdown, for a card."""
+        """The report in Markdown, for the model card."""
         measured = markdown_table(("", "before", "after"), self.rows())
         return f"Changed: {self.changed_in_words()}. Measured on {self.text}:\n\n{measured}"
 
@@ -102,19 +108,22 @@ class CompressionReport:
 
 
 def _quantised(source: CompressionInput, config: Callable[[Any], Any]) -> Compressed:
+    """The model with quantised weights. ``config`` gets the module ``torchao.quantization``, and returns a config."""
     with quiet_libraries():
         from torchao import quantization
     from transformers import TorchAoConfig
     from transformers.quantizers.quantizer_torchao import TorchAoHfQuantizer
 
     class Quantizer(TorchAoHfQuantizer):
-        """torchao's quantizer, which lists only tensors of submodules. torchao cannot read files that list a tensor of
-        the model itself (BART's final_logits_bias)."""
+        """torchao's quantizer, whose files list only tensors of submodules.
+
+        torchao cannot read files that list a tensor of the model itself, such as BART's final_logits_bias.
+        """
 
         def get_state_dict_and_metadata(self, model: Any) -> Any:
             tensors, metadata = super().get_state_dict_and_metadata(model)
-            names = [name for name in json.loads(metadata["tensor_names"]) if "." in name]
-            return tensors, {**metadata, "tensor_names": json.dumps(names)}
+            submodule_names = [name for name in json.loads(metadata["tensor_names"]) if "." in name]
+            return tensors, {**metadata, "tensor_names": json.dumps(submodule_names)}
 
     model = source.model
     check_linear_layers(model)
@@ -128,51 +137,62 @@ def _quantised(source: CompressionInput, config: Callable[[Any], Any]) -> Compre
 
 
 def heads_of_model(model: Any) -> list[str]:
-    """Names of the modules outside the base model: heads and output layers, which are not quantised."""
+    """Names of the modules outside the base model, which are not quantised: heads and output layers."""
     base = model.base_model
-    if base is model:  # a model without a head, or one with its stacks and its linear head side by side (T5)
-        headless = type(model).__name__.endswith(WITHOUT_HEAD)
-        return [name for name, module in model.named_children() if isinstance(module, nn.Linear) and not headless]
-    return [name for name, module in model.named_children() if module is not base]
+    if base is not model:
+        return [name for name, module in model.named_children() if module is not base]
+    if type(model).__name__.endswith(WITHOUT_HEAD):
+        return []
+    # T5, for example, has a linear head beside its stacks.
+    return [name for name, module in model.named_children() if isinstance(module, nn.Linear)]
 
 
 def check_linear_layers(model: Any) -> None:
     """Refuse a model that torchao would not change, or that transformers could not load after quantisation.
 
     Raises:
-        OptionError: the model has no ``nn.Linear`` layers (GPT-2 has transformers' ``Conv1D``), or its files have
-            fused projections. transformers splits these on loading, but cannot split quantised weights.
+        OptionError: the base model has no ``nn.Linear`` layers (GPT-2 has transformers' ``Conv1D``), or its files have
+            several projections in one tensor. transformers splits such a tensor when it loads a model, but cannot
+            split a quantised one.
     """
     name = type(model).__name__
-    linear = (path for path, module in model.base_model.named_modules() if isinstance(module, nn.Linear))
-    if not any("long_attention" not in path for path in linear):
+    modules = model.base_model.named_modules()
+    linear = [path for path, module in modules if isinstance(module, nn.Linear) and "long_attention" not in path]
+    if not linear:
         raise OptionError(
             f"{name} has no nn.Linear layers, which torchao quantises (GPT-2 has Conv1D); choose --method bf16."
         )
-    converters = [entry for entry in get_model_conversion_mapping(model) if isinstance(entry, WeightConverter)]
-    fused = next((entry for entry in converters if len(entry.target_patterns) > len(entry.source_patterns)), None)
-    if fused is not None:
-        raise OptionError(
-            f"The files of {name} hold {len(fused.target_patterns)} layers as one ({fused.source_patterns[0]}), and "
-            "transformers cannot split quantised weights when it reads them; choose --method bf16."
-        )
+    for entry in get_model_conversion_mapping(model):
+        if isinstance(entry, WeightConverter) and len(entry.target_patterns) > len(entry.source_patterns):
+            raise OptionError(
+                f"The files of {name} hold {len(entry.target_patterns)} layers as one ({entry.source_patterns[0]}), "
+                "and transformers cannot split quantised weights when it reads them; choose --method bf16."
+            )
 
 
 def int8(source: CompressionInput) -> Compressed:
-    """Quantise weights to 8 bits (torchao). In every call, inputs are quantised to 8 bits with one scale per token."""
-    compressed = _quantised(source, lambda ao: ao.Int8DynamicActivationInt8WeightConfig())
-    warn_of_overflow(compressed.model)  # warnings were hidden while it was loaded
+    """Quantise weights to 8 bits. In every call, inputs are also quantised to 8 bits, with a scale for each token."""
+    compressed = _quantised(source, lambda quantization: quantization.Int8DynamicActivationInt8WeightConfig())
+    warn_of_overflow(compressed.model)  # warnings were hidden while the model was loaded
     return compressed
 
 
+def int8_weight_only(source: CompressionInput) -> Compressed:
+    """Quantise weights to 8 bits. Products are computed in bf16."""
+    return _quantised(source, lambda quantization: quantization.Int8WeightOnlyConfig())
+
+
 def bf16(source: CompressionInput) -> Compressed:
+    """Round all weights to bf16."""
     rounded = source.load(source.folder, dtype=torch.bfloat16)
     return Compressed(rounded, rounded)
 
 
 def count_changed(source: Path, written: Path, compressed: Compressed) -> dict[str, int]:
-    """Count the written tensors with a new dtype or shape, their bytes, and all bytes."""
+    """Number of written tensors with a new dtype or shape, their bytes, and the bytes of all written tensors.
 
+    Tensors may have new names. The tensors of each dtype and shape are therefore counted, before and after.
+    """
     before = Counter(stored_tensors(source).values())
     after = stored_tensors(written)
     new = Counter(stored for name, stored in after.items() if compressed.is_changed(name)) - before
@@ -184,10 +204,10 @@ def count_changed(source: Path, written: Path, compressed: Compressed) -> dict[s
 
 
 def stored_tensors(folder: Path) -> dict[str, tuple[int, tuple[int, ...]]]:
-    """Name of every tensor in a folder's files -> bytes per number, and shape."""
+    """Name of a tensor in the files of a folder -> bytes of one of its numbers, and its shape."""
     tensors = {}
     for _, name, dtype, shape in tensor_headers(folder):
-        bits = re.search(r"\d+", dtype)  # F32, BF16, I8, BOOL
+        bits = re.search(r"\d+", dtype)  # in F32, BF16, I8; BOOL has 1 byte
         size = 1
         if bits is not None:
             size = int(bits[0]) // 8
@@ -197,33 +217,34 @@ def stored_tensors(folder: Path) -> dict[str, tuple[int, tuple[int, ...]]]:
 
 METHODS: dict[str, Callable[[CompressionInput], Compressed]] = {
     "int8": int8,
-    # products are computed in bf16
-    "int8-weight-only": lambda source: _quantised(source, lambda ao: ao.Int8WeightOnlyConfig()),
+    "int8-weight-only": int8_weight_only,
     "bf16": bf16,
     "prune-heads": prune_heads,
 }
+"""Name of a method -> the function that compresses a model."""
 QUANTISED = ("int8", "int8-weight-only")
+"""The methods that need torchao."""
 
 
 def accuracy(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> dict[str, dict[str, float]]:
-    """Compare the outputs ``found`` with ``expected``.
+    """Compare the outputs ``found`` with ``expected``, both by name.
 
     Returns:
-        For every output ``relative_error``: the norm of the difference divided by the norm of the expected values. For
-        states and embeddings also ``cosine`` and ``least_cosine``: mean and minimum cosine similarity of the vectors.
-        For scores of several classes or tokens ``same_choice``: the fraction of vectors with the same argmax.
+        Name of an output -> measures by name. ``relative_error`` is the norm of the difference over the norm of the
+        expected values. States and embeddings also have ``cosine`` and ``least_cosine``, the mean and the minimum
+        cosine similarity of the vectors. Logits of several classes or tokens have ``same_choice``, the fraction of
+        vectors with the same argmax.
     """
-    measured = {}
-    for name, want in expected.items():
-        have = found[name].float()
-        values = {"relative_error": ((have - want).norm() / want.norm().clamp(min=1e-12)).item()}
+    measures = {}
+    for name, wanted in expected.items():
+        values = found[name].float()
+        measures[name] = {"relative_error": ((values - wanted).norm() / wanted.norm().clamp(min=1e-12)).item()}
         if "logits" not in name:
-            cosine = functional.cosine_similarity(want, have, dim=-1)
-            values |= {"cosine": cosine.mean().item(), "least_cosine": cosine.min().item()}
-        elif want.shape[-1] > 1:
-            values["same_choice"] = (want.argmax(-1) == have.argmax(-1)).float().mean().item()
-        measured[name] = values
-    return measured
+            cosine = functional.cosine_similarity(wanted, values, dim=-1)
+            measures[name] |= {"cosine": cosine.mean().item(), "least_cosine": cosine.min().item()}
+        elif wanted.shape[-1] > 1:
+            measures[name]["same_choice"] = (wanted.argmax(-1) == values.argmax(-1)).float().mean().item()
+    return measures
 
 
 # ---- the command
@@ -251,13 +272,13 @@ def compress_checkpoint(
         revision, token: of a Hub repository.
 
     Raises:
-        OptionError: unknown or impossible settings.
-        CheckpointError: the source cannot be loaded or is already quantised, no tensor changed, or outputs are not as
-            expected.
+        OptionError: a setting is unknown, or the model cannot be compressed in this way.
+        CheckpointError: the source cannot be loaded or is already quantised, the destination exists, no tensor
+            changed, or the outputs of the written files are not as expected.
         InputError: the text is shorter than ``length``.
         MissingExtraError: torchao is not installed.
-        CheckpointError: the destination exists.
     """
+    # Settings, source and destination
     chosen = CompressionConfig(**settings) if config is None else dataclasses.replace(config, **settings)
     if chosen.method not in METHODS:
         raise OptionError(
@@ -270,16 +291,20 @@ def compress_checkpoint(
         opened, target = open_for_writing(source, destination, overwrite=overwrite, revision=revision, token=token)
     inputs = CompressionInput.from_source(opened, chosen)
     if chosen.method in QUANTISED and sentence_class(opened.card_folder) == EMBEDDINGS:
-        # transformers cannot load a base model from quantised files that include a head
+        # sentence-transformers loads a base model, and transformers cannot do so from quantised files with a head
         inputs.model = without_head(inputs.model)
-    class_name, longest = type(inputs.model).__name__, inputs.long_length()
+
+    # Measure, and compress. Outputs are compared at the long length, because mechanisms may see all tokens of a short
+    # input.
+    class_name = type(inputs.model).__name__
+    longest = inputs.long_length()
     lengths = sorted({min(SHORT_LENGTH, longest), longest})
     before = inputs.measure(inputs.model, opened.folder, lengths)
-    # at the maximum length, since every head may see all tokens of a short input
-    outputs_before = inputs.outputs(inputs.model, lengths[-1])
+    outputs_before = inputs.outputs(inputs.model, longest)
     compressed = METHODS[chosen.method](inputs)
 
     with staged_folder(target, overwrite=overwrite) as stage:
+        # Write
         saved, load_settings = compressed.model, {}
         if compressed.dtype is not None:
             saved = copy.deepcopy(compressed.model).to(compressed.dtype)
@@ -294,6 +319,8 @@ def compress_checkpoint(
                 f"--method {chosen.method} changes no tensor of this {class_name}, so nothing was kept; choose "
                 "another --method."
             )
+
+        # Read again, and compare
         try:
             again = inputs.load(stage, **load_settings)
         except CheckpointError as error:
@@ -301,17 +328,19 @@ def compress_checkpoint(
                 f"What was written for {class_name} cannot be read again, so nothing was kept: {error}"
             ) from error
         with checkpoint_errors(f"What was written for {class_name} cannot be run, so nothing was kept"):
-            outputs = inputs.outputs(again, lengths[-1])
-            expected = inputs.outputs(compressed.expected, lengths[-1])
+            outputs = inputs.outputs(again, longest)
+            expected = inputs.outputs(compressed.expected, longest)
         difference = max(
             float((outputs[name] - values).abs().max() / values.abs().max()) for name, values in expected.items()
         )
-        if not difference <= TOLERANCE:
+        if not difference <= TOLERANCE:  # true for NaN
             raise CheckpointError(
                 f"What was written computes something else ({difference:.1e} of the largest output), so nothing was "
                 f"kept: {class_name} with this mechanism cannot be compressed by {chosen.method!r}; "
                 "choose another --method."
             )
+
+        # Measure again, and report
         after = inputs.measure(again, stage, lengths)
         values = dataclasses.asdict(chosen)
         if chosen.text is not None:

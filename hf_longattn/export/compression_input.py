@@ -1,4 +1,4 @@
-"""Inputs of a compression: the model, and the text for measuring loss and time before and after."""
+"""The model that is compressed, and the text on which its loss and time are measured before and after."""
 
 from __future__ import annotations
 
@@ -30,23 +30,24 @@ from ..modeling.family.definition import CAUSAL_LANGUAGE_MODELS, longest_input
 from ..modeling.generic import check_class, loading_class
 
 SHORT_LENGTH, LONG_LENGTH = 512, 4096
-"""Lengths in tokens at which the loss is measured; lower if the model or the text is shorter."""
+"""Lengths in tokens at which the loss is measured. If the model or the text is shorter, they are lower."""
 MIN_TOKENS = 16
-"""Minimum number of tokens of a text for measuring a loss. Untuned."""
+"""Minimum number of tokens of a text on which a loss is measured. Untuned."""
 WITHOUT_TOKENIZER = SimpleNamespace(mask_token_id=0, all_special_ids=[])
-"""Placeholder for a tokenizer that is missing or has no mask token."""
+"""Used in place of a tokenizer that is missing or has no mask token. Token 0 is the mask."""
 
 
 @dataclass(frozen=True)
 class CompressionConfig:
     """Settings of a compression.
 
-    method: a name in :data:`.compress.METHODS`.
-    share: fraction of the heads to prune.
-    text: a UTF-8 file for measuring importance and losses; ``None``: a built-in English text.
-    length: tokens of long inputs; ``None``: 4,096, or fewer if the model or the text is shorter.
-    documents: number of excerpts of the text on which importance and losses are measured.
-    seed: for the choice of masked tokens, and for random token ids if there is no tokenizer.
+    Attributes:
+        method: a name in :data:`.compress.METHODS`.
+        share: fraction of the heads to prune.
+        text: a UTF-8 file with the text for the measurements; ``None`` = a built-in English text.
+        length: number of tokens of long inputs; ``None`` = 4,096, or fewer if the model or the text is shorter.
+        documents: number of excerpts of the text on which importance and losses are measured.
+        seed: seed for the choice of masked tokens, and for random token ids if there is no tokenizer.
     """
 
     method: str
@@ -69,10 +70,15 @@ class CompressionConfig:
 
 @dataclass
 class CompressionInput:
-    """A model in fp32, the token ids ``(1, N)`` for measurements, and the settings.
+    """A model in fp32, a text for the measurements, and the settings.
 
-    text: description of the text with these ids.
-    dtype: dtype of the weights in the source's files, and in the files of a pruned model.
+    Attributes:
+        folder: folder of the source.
+        ids: token ids of the text, ``(1, N)``.
+        tokenizer: the model's tokenizer; ``None`` = it has none.
+        config: the settings.
+        text: description of the text.
+        dtype: dtype of the weights in the files of the source, and in the files of a pruned model.
     """
 
     folder: Path
@@ -85,17 +91,22 @@ class CompressionInput:
 
     @classmethod
     def from_source(cls, source: Source, config: CompressionConfig) -> CompressionInput:
-        """Load an opened source and the text.
+        """Load the model of an opened source, and the text.
 
         Raises:
             CheckpointError: the source cannot be loaded, or is quantised already.
+            OptionError: the model does not read texts.
             InputError: the text is too short.
         """
         refuse_quantised(source)
         check_class(source.name, source.folder, source.config)
+
+        # Model
         class_name = named_class(source.config, "")
-        home = hf_longattn if class_name.startswith("Long") and hasattr(hf_longattn, class_name) else transformers
-        model_class: Any = getattr(home, class_name, None) if class_name else None
+        library = transformers
+        if class_name.startswith("Long") and hasattr(hf_longattn, class_name):
+            library = hf_longattn
+        model_class: Any = getattr(library, class_name, None) if class_name else None
         if not hasattr(model_class, "from_pretrained"):
             raise CheckpointError(
                 f"The config.json of {source.name!r} names {class_name!r}, which is not a class of hf_longattn or "
@@ -107,12 +118,13 @@ class CompressionInput:
                 f"{class_name} reads {model.main_input_name}, and a compression is measured on text; load the model "
                 "with dtype=torch.bfloat16, or call hf_longattn.optimize_for_inference(model, 'int8')."
             )
+
+        # Text
         tokenizer = load_tokenizer(source.folder, model.config)
         text, origin = verification_text(config.text)
-        if tokenizer is None:
-            ids = torch.randint(
-                5, model.config.vocab_size, (1, LONG_LENGTH * 4), generator=torch.Generator().manual_seed(config.seed)
-            )
+        if tokenizer is None:  # random ids from 5 on, because special tokens usually have the lowest ids
+            generator = torch.Generator().manual_seed(config.seed)
+            ids = torch.randint(5, model.config.vocab_size, (1, LONG_LENGTH * 4), generator=generator)
             origin = "seeded token ids, since the model has no tokenizer"
         else:
             ids = torch.tensor([token_ids(tokenizer, text)])
@@ -125,18 +137,23 @@ class CompressionInput:
         return cls(source.folder, model, ids, tokenizer, config, origin, dtype)
 
     def load(self, folder: Path, **arguments: Any) -> Any:
+        """Load a model of the source's class from another folder."""
         return _load(loading_class(self.model), folder, **arguments)
 
     def outputs(self, model: Any, length: int) -> dict[str, Tensor]:
-        """All outputs in fp32 for the first ``length`` tokens of the text; the decoder of an encoder-decoder reads 16
-        of them."""
-        return {
-            name: values.float() for name, values in outputs(model, self.ids[:, :length], decoder_tokens=16).items()
-        }
+        """All outputs of a model in fp32 for the first ``length`` tokens of the text.
+
+        The decoder of an encoder-decoder reads the first 16 of them.
+        """
+        values = outputs(model, self.ids[:, :length], decoder_tokens=16)
+        return {name: value.float() for name, value in values.items()}
 
     def long_length(self) -> int:
-        """Number of tokens of the long inputs. Raises :class:`InputError` if the configured length is longer than the
-        model or the text."""
+        """Number of tokens of the long inputs.
+
+        Raises:
+            InputError: ``config.length`` exceeds the maximum of the model, or the length of the text.
+        """
         longest = longest_input(self.model.config) or LONG_LENGTH
         tokens, length = self.ids.shape[1], self.config.length
         if length is None:
@@ -151,8 +168,10 @@ class CompressionInput:
         return length
 
     def pieces(self, length: int) -> list[Tensor]:
-        """Evenly spaced excerpts ``(1, length)`` of the text. Special tokens replace the first and last tokens of
-        each."""
+        """``config.documents`` evenly spaced excerpts ``(1, length)`` of the text.
+
+        Special tokens replace the first and last tokens of an excerpt.
+        """
         ids, count = self.ids[0], self.config.documents
         last = len(ids) - length
         starts = sorted({round(number * last / max(1, count - 1)) for number in range(count)})
@@ -160,19 +179,27 @@ class CompressionInput:
         return [between(ids[None, start : start + length], *special) for start in starts]
 
     def loss(self, model: Any, ids: Tensor) -> Tensor:
-        """Loss in nats per token: over the 15 % of tokens that are masked or, for a causal model, over every next
-        token."""
+        """The mean loss of a language model on token ids ``(1, N)``, in nats per predicted token.
+
+        A masked language model predicts 15 % of the tokens, which are masked. A causal one predicts every next token.
+        """
         if type(model).__name__.endswith("ForMaskedLM"):
-            has_mask = getattr(self.tokenizer, "mask_token_id", None) is not None
-            shown, labels = masked_tokens(ids, self.tokenizer if has_mask else WITHOUT_TOKENIZER, self.config.seed)
-            logits, chosen = model(input_ids=shown).logits, labels != IGNORED
-            return nn.functional.cross_entropy(logits[chosen].float(), labels[chosen])
+            tokenizer = self.tokenizer
+            if getattr(tokenizer, "mask_token_id", None) is None:
+                tokenizer = WITHOUT_TOKENIZER
+            masked_ids, labels = masked_tokens(ids, tokenizer, self.config.seed)
+            logits = model(input_ids=masked_ids).logits
+            is_masked = labels != IGNORED
+            return nn.functional.cross_entropy(logits[is_masked].float(), labels[is_masked])
         logits = model(input_ids=ids, use_cache=False).logits
         return nn.functional.cross_entropy(logits[0, :-1].float(), ids[0, 1:])
 
     @torch.no_grad()
     def measure(self, model: Any, folder: Path, lengths: Sequence[int]) -> dict[str, Any]:
-        """Losses at these lengths, seconds of a pass at the last one, and bytes of the weights in ``folder``."""
+        """Losses of a model at ``lengths``, seconds of a pass at the last length, and bytes of weights in ``folder``.
+
+        A model that does not predict tokens has no losses. The seconds are the least of three passes.
+        """
         losses = {}
         for length in lengths if predicts_tokens(model) else ():
             values = [float(self.loss(model, piece)) for piece in self.pieces(length)]

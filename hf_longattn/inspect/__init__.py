@@ -1,5 +1,4 @@
-"""Inspect a model: the mechanism and path of every layer, and the spread of attention over an input
-(``longattn inspect``)."""
+"""Inspect a model (``longattn inspect``): the mechanism and engine path of every layer, and where attention goes."""
 
 # ruff: noqa: F401 (names for other packages)
 from __future__ import annotations

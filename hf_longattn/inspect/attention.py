@@ -42,19 +42,22 @@ from .watching import (
 LENGTHS = (512, 1024, 2048, 4096, 8192)
 """Default lengths in tokens. Lengths beyond the model's maximum or the text are left out."""
 SHORTEST = 16
+"""Minimum length in tokens."""
 QUERIES = 1024
-"""Default number of queries measured at each length. The text is cut into this many equal parts, with one query from
-each."""
+"""Default number of queries that are measured at each length: one query from each of as many equal parts of the
+text."""
 Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class CapturedMass:
-    """The share of the softmax of every layer and head that each candidate retains, for one input.
+    """The share of the softmax of every layer and head that each candidate keeps, for one input.
 
-    mass: ``(layers, H, candidates)`` float64, from 0 to 1, mean over queries; nan for a candidate that is not
-        applicable.
-    reasons: candidate as text -> why it is not applicable.
+    Attributes:
+        candidates: mechanisms with options.
+        mass: the share, from 0 to 1, as a mean over queries, ``(layers, H, candidates)`` in float64. NaN for a
+            candidate that is not applicable.
+        reasons: candidate as text -> why it is not applicable.
     """
 
     candidates: tuple[Candidate, ...]
@@ -82,26 +85,24 @@ def diagnose(
 
         print(hf_longattn.diagnose("bert-base-uncased", Path("book.txt"), lengths=[128, 512]).conclusion())
 
-    Numbers are computed from the layers' queries and keys, with a softmax over all keys that the base's own attention
-    sees; :mod:`hf_longattn.inspect.layer_attention` defines them. A long model runs its mechanisms, so its hidden
-    states are the same as in use, but the softmax is over all keys. In an encoder-decoder model, the encoder is
-    measured. Memory is linear in the length.
+    The numbers are defined in :mod:`hf_longattn.inspect.layer_attention`. They are computed from the queries and keys
+    of the layers, with a softmax over all keys that the base model's own attention sees. A Long model runs its
+    mechanisms, so that its hidden states are the same as in use. Its numbers are still for a softmax over all keys.
+    In an encoder-decoder model, the encoder is measured. Memory is linear in the length.
 
     Args:
-        model: a checkpoint of transformers, long or not (a folder or a Hub repository id), or a model in memory, which
-            is left as it was.
+        model: a checkpoint of transformers, converted or not (a folder or a Hub name), or a model in memory, which is
+            not changed.
         text: the text itself, a file (``Path``), or token ids ``(N,)`` without special tokens.
         processor: the tokenizer of a model in memory.
-        lengths: in tokens, special tokens included; by default 512 to 8,192, as far as the model and the text are long
-            enough.
-        queries: number of measured queries at each length; a text with fewer tokens is measured at all of them.
-        candidates: mechanisms such as ``"window:window=512"``; by default usual ones, see
-            :mod:`hf_longattn.inspect.candidates`.
-        device: "cpu", "cuda" …; by default the accelerator if there is one. A model in memory stays on its device.
+        lengths: the lengths to measure, in tokens, special tokens included. By default 512 to 8,192, as far as the
+            model and the text are long enough.
+        queries: number of queries to measure at each length. If a text has fewer tokens, all are measured.
+        candidates: mechanisms such as ``"window:window=512"``. By default :func:`.usual_candidates`.
+        device: "cpu", "cuda" …; default: the accelerator if there is one. A model in memory stays on its device.
         revision, token: of the Hub repository.
-        progress: called with a sentence before each forward pass.
-    Returns:
-        The diagnosis.
+        progress: function called with a sentence before each forward pass.
+
     Raises:
         InputError: the text or the model ends before a length.
         CheckpointError: the text is empty, or the checkpoint cannot be loaded or is quantised.
@@ -116,6 +117,8 @@ def diagnose(
     if lengths is not None and not lengths:
         raise OptionError("There is no length; give for example --lengths 512,2K, or leave it out.")
     progress = progress or silent
+
+    # The model, and the stack of layers to watch
     folder: Path | None = None
     if isinstance(model, nn.Module):
         name = str(getattr(getattr(model, "config", None), "name_or_path", "")) or type(model).__name__
@@ -132,9 +135,13 @@ def diagnose(
         folder = checkpoint.folder
     network, tower = tower_of_texts(loaded)
     stack = watched_stack(network)
+
+    # The text, and the lengths to measure
     if processor is None and folder is not None:
         processor = load_tokenizer(folder, stack.config)
     source, measured_lengths, notes = _read_text(stack, name, text, processor, lengths)
+
+    # Measurements
     causal = is_causal(stack)
     chosen = usual_candidates(causal) if candidates is None else read_candidates(candidates)
     reasons: dict[str, str] = {}
@@ -146,7 +153,8 @@ def diagnose(
         with watching(stack, layers.see):
             run_stack(stack, source.plain(length))
         measured.append(layers.at_length(length, causal, time.perf_counter() - start))
-    problems = untrained(stack, layers, causal)  # by the sizes of the model, so that any length will do
+    problems = untrained(stack, layers, causal)  # they depend on the model, but not on the measured length
+
     device_name = str(stack.device)
     if stack.device.type == "cuda":
         device_name = torch.cuda.get_device_name(stack.device)
@@ -176,7 +184,11 @@ def _read_text(
     tokenizer: Any | None,
     requested: Sequence[int] | None,
 ) -> tuple[TextIds, list[int], list[str]]:
-    """Read the text, and choose the lengths to measure; notes say which lengths were left out.
+    """The text, the lengths to measure, and notes for the user about default lengths that are left out.
+
+    Args:
+        name: name of the model in messages.
+        requested: lengths from the user; ``None`` = default lengths.
 
     Raises:
         InputError: a length is too small, or beyond the model's positions or the text.
@@ -211,8 +223,10 @@ def _read_text(
 
 
 def untrained(stack: PreTrainedModel, layers: MeasuredLayers, causal: bool) -> dict[str, str]:
-    """Candidate as text -> why learned positions need training with it at twice the trained length. Other candidates
-    are left out."""
+    """Candidate as text -> why the model's learned positions need training with it at twice the trained length.
+
+    Candidates that need no training are left out.
+    """
     config: Any = stack.config
     family = FAMILIES.get(getattr(config, "base_model_type", config.model_type))
     limit = longest_input(config)
@@ -223,10 +237,12 @@ def untrained(stack: PreTrainedModel, layers: MeasuredLayers, causal: bool) -> d
     longer = max(limit, 2 * trained)
     problems = {}
     for candidate in layers.candidates:
-        if str(candidate) in layers.reasons:
+        if str(candidate) in layers.reasons:  # not applicable
             continue
-        if why := needs_training_by(candidate.sized(longer, *layers.shape), rule, trained, longer, causal):
-            problems[str(candidate)] = f"{why}."
+        mechanism = candidate.sized(longer, *layers.shape)
+        problem = needs_training_by(mechanism, rule, trained, longer, causal)
+        if problem:
+            problems[str(candidate)] = f"{problem}."
     return problems
 
 
@@ -238,18 +254,19 @@ def captured_mass(
     queries: int = QUERIES,
     seed: int = 0,
 ) -> CapturedMass:
-    """Measure how much of the softmax of every layer and head each candidate would retain.
+    """Measure how much of the softmax of every layer and head each candidate would keep.
 
-    It helps to choose a mechanism. It takes one forward pass, and memory linear in N.
+    The numbers help to choose a mechanism. They take one forward pass, and memory linear in N.
 
     Args:
-        model: a transformers model, long or not; it is left as it was.
+        model: a model of transformers, converted or not. It is not changed.
         ids: token ids ``(N,)`` with the tokenizer's special tokens, or the processor's output for one image or sound.
         candidates: mechanisms such as ``"longformer:window=512"``.
         queries: number of measured queries.
-        seed: for the choice of queries.
+        seed: seed for the choice of queries.
+
     Raises:
-        BackendError, OptionError: as :func:`diagnose`.
+        BackendError, OptionError: as in :func:`diagnose`.
     """
     chosen = read_candidates(candidates)
     reasons = dict[str, str]()
@@ -261,9 +278,16 @@ def captured_mass(
 
 
 class MeasuredLayers:
-    """Sums of every layer's numbers over a forward pass.
+    """Sums of the numbers of every layer, over the queries of a forward pass.
 
-    rows: indices of the measured queries. grid: grid of an image's tokens.
+    Args:
+        reasons: candidate as text -> why it is not applicable. New reasons are added.
+        rows: indices of the queries to measure.
+        grid: grid of the tokens of an image.
+
+    Attributes:
+        sums: number of a layer -> its sums.
+        shape: number of heads, and width of a head.
     """
 
     def __init__(
@@ -272,21 +296,23 @@ class MeasuredLayers:
         self.candidates, self.reasons, self.rows, self.grid = candidates, reasons, rows, grid
         self.sums: dict[int, RowSums] = {}
         self.shape = (1, 1)
-        """Number of heads, and width of a head."""
 
     def see(self, number: int, layer: LayerAttention) -> None:
-        """Add the queries at :attr:`rows` of one layer, which :func:`.watching.watching` reports."""
+        """Add the queries of layer ``number``. :func:`.watching.watching` calls this for every layer."""
         layer = replace(layer, call=layer.call.replace(grid=self.grid))
-        readings = [reading_of(candidate, layer, number) for candidate in self.candidates]
-        for candidate, reason in zip(self.candidates, readings, strict=True):
-            if isinstance(reason, str):
-                self.reasons.setdefault(str(candidate), reason)
+        readings: list[Any] = []
+        for candidate in self.candidates:
+            reading = reading_of(candidate, layer, number)
+            if isinstance(reading, str):
+                self.reasons.setdefault(str(candidate), reading)
+                reading = None
+            readings.append(reading)
         sums = self.sums.setdefault(number, RowSums(layer, len(readings)))
-        sums.add(layer, self.rows, [None if isinstance(reading, str) else reading for reading in readings])
+        sums.add(layer, self.rows, readings)
         self.shape = (layer.heads, layer.q.shape[-1])
 
     def means(self) -> list[LayerDiagnosis]:
-        """The means of every layer, in order; nan for a candidate that is not applicable in some layer."""
+        """The means of every layer, in order. NaN for a candidate that is not applicable in some layer."""
         missing = [number for number, candidate in enumerate(self.candidates) if str(candidate) in self.reasons]
         layers = [self.sums[number].mean() for number in sorted(self.sums)]
         for layer in layers:
@@ -294,7 +320,7 @@ class MeasuredLayers:
         return layers
 
     def at_length(self, length: int, causal: bool, seconds: float) -> LengthDiagnosis:
-        """All layers at one length. seconds: duration of the measurement."""
+        """The numbers of all layers at one length. ``seconds`` is the duration of the measurement."""
         in_full = full_pairs(length, causal)
         pairs = [in_full] * len(self.candidates)
         for number, candidate in enumerate(self.candidates):

@@ -1,4 +1,4 @@
-"""Mechanisms that a diagnosis compares, and the share of a layer's softmax that each would retain."""
+"""The candidates of a diagnosis: mechanisms with options, and which keys each of them would keep in a layer."""
 
 from __future__ import annotations
 
@@ -35,14 +35,16 @@ USUAL = (
 )
 """Default candidates with options. All other mechanisms are compared with their default options."""
 USUAL_CAUSAL = tuple(f"window:window={window},num_sinks=4" for window in (256, 512, 1024))
-"""Further default candidates for causal layers. In bidirectional layers, global tokens serve as attention sinks."""
+"""More default candidates for causal layers. Bidirectional layers have global tokens instead of attention sinks."""
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A mechanism with options.
+    """A mechanism with options, which a diagnosis compares.
 
-    by_user: whether the user named it. It then raises an error if it cannot be built for a layer; others are left out.
+    Attributes:
+        by_user: whether the user named it. If it cannot be built for a layer, a candidate from the user raises an
+            error, and a default candidate is left out.
     """
 
     mechanism: str
@@ -58,30 +60,38 @@ class Candidate:
         return cls(name, values, by_user)
 
     def __str__(self) -> str:
+        """The text that :meth:`read` reads. Values that are lists or mechanisms are in brackets."""
         choice: dict[str, Any] = {"mechanism": self.mechanism}
         for name, value in self.options.items():
-            has_mark = any(mark in str(value) for mark in ",;+")
-            choice[name] = f"[{value}]" if has_mark else value
+            if any(separator in str(value) for separator in ",;+"):
+                value = f"[{value}]"
+            choice[name] = value
         return write_choice(choice)
 
     def sized(self, length: int, heads: int, head_dim: int) -> Mechanism:
-        """Build the mechanism for one layer, in evaluation mode."""
+        """The mechanism for a layer of ``heads`` heads and texts of up to ``length`` tokens, in evaluation mode."""
         return mechanism_from(
             self.mechanism, self.options, num_heads=heads, head_dim=head_dim, max_length=length
         ).eval()
 
 
 def usual_candidates(causal: bool) -> list[Candidate]:
-    """:data:`USUAL`, for causal layers also :data:`USUAL_CAUSAL`, and all other mechanisms with their default
-    options."""
-    usual = read_candidates((*USUAL, *USUAL_CAUSAL * causal), by_user=False)
+    """The default candidates of a diagnosis.
+
+    They are :data:`USUAL`, for causal layers also :data:`USUAL_CAUSAL`, and all other mechanisms with default options.
+    """
+    texts = (*USUAL, *USUAL_CAUSAL) if causal else USUAL
+    usual = read_candidates(texts, by_user=False)
     named = {candidate.mechanism for candidate in usual}
     return usual + [Candidate(name) for name in list_mechanisms(grid=False) if name not in named]
 
 
 def read_candidates(texts: Iterable[str | Candidate], by_user: bool = True) -> list[Candidate]:
-    """Candidates from texts such as ``window:window=512``; raises as :meth:`Candidate.read`. Of equal ones, the first
-    stays."""
+    """Candidates from texts such as ``window:window=512``, without duplicates.
+
+    Raises:
+        OptionError: a mechanism or an option does not exist.
+    """
     unique: dict[str, Candidate] = {}
     for text in texts:
         candidate = Candidate.read(text, by_user) if isinstance(text, str) else text
@@ -90,16 +100,22 @@ def read_candidates(texts: Iterable[str | Candidate], by_user: bool = True) -> l
 
 
 def reading_of(candidate: Candidate, layer: LayerAttention, number: int) -> AttendedKeys | str:
-    """The keys that ``candidate`` retains in a layer. Mechanisms that select by content use the layer's queries and
-    keys.
+    """Which keys ``candidate`` would keep in a layer.
+
+    A mechanism that selects keys by content selects them by the queries and keys of the layer.
+
+    Args:
+        number: number of the layer.
 
     Returns:
-        A function ``reading(rows, scores)`` that returns a mask of the retained keys; or a sentence why there is none.
+        A function ``reading(rows, scores)`` that returns a mask of the kept keys. If the candidate is not applicable:
+        the reason, as a sentence without its subject.
+
     Raises:
         LongAttentionError: a candidate from the user cannot be built for this layer.
     """
     causal = layer.call.causal
-    form = mechanism_class(candidate.mechanism).causal
+    form = mechanism_class(candidate.mechanism).causal  # True, False or "both"
     if form not in ("both", causal):
         names: dict[Any, str] = {True: "causal", False: "bidirectional"}
         return f"exists in the {names[form]} form only, and these layers are {names[causal]}."
@@ -107,13 +123,15 @@ def reading_of(candidate: Candidate, layer: LayerAttention, number: int) -> Atte
         mechanism = candidate.sized(layer.length, layer.heads, layer.q.shape[-1]).to(layer.k.device)
         mechanism.layer = number
         check_form(mechanism, causal, "the model")
-        call = layer.call if mechanism.capabilities.takes_globals else layer.call.replace(global_mask=None)
+        call = layer.call
+        if not mechanism.capabilities.takes_globals:
+            call = call.replace(global_mask=None)
         reading = attended_keys_of(mechanism, layer.q, layer.k, call)
     except LongAttentionError as error:
         if candidate.by_user:
             raise
         return str(error)
     if reading is None:
-        what = mechanism_info(candidate.mechanism).summary
-        return f"is not a softmax over some of the keys ({what}), so no part of the mass is kept or lost."
+        summary = mechanism_info(candidate.mechanism).summary
+        return f"is not a softmax over some of the keys ({summary}), so no part of the mass is kept or lost."
     return reading

@@ -1,4 +1,4 @@
-"""The device of a measurement."""
+"""The device on which something is measured."""
 
 from __future__ import annotations
 
@@ -8,8 +8,11 @@ from ..errors import OptionError, in_a_line
 
 
 def chosen_device(name: str | None) -> torch.device:
-    """The device called ``name``, or :class:`OptionError`; for ``None`` the accelerator, or the CPU if there is
-    none."""
+    """The device with a name such as "cuda:1". By default, the accelerator if there is one, or else the CPU.
+
+    Raises:
+        OptionError: this machine has no such device.
+    """
     if name is None:
         accelerator = torch.accelerator.current_accelerator(check_available=True)
         return accelerator or torch.device("cpu")

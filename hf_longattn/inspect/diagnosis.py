@@ -1,7 +1,6 @@
-"""The result of a diagnosis: numbers per length, layer and head, conclusion, the mechanism to choose, and JSON form.
+"""The result of a diagnosis: the numbers of each length, layer and head, and the mechanism to choose.
 
-docs/api/measure.md describes the JSON object of :meth:`Diagnosis.to_dict`. Its key ``format`` is the version of that
-format.
+docs/api/measure.md describes the JSON object of :meth:`Diagnosis.to_dict`.
 """
 
 from __future__ import annotations
@@ -19,23 +18,25 @@ from .candidates import Candidate
 from .layer_attention import MEANS, SINK, LayerDiagnosis
 
 FORMAT = 3
-"""Version of the JSON form. It changes when a key is removed or changes its meaning."""
+"""Version of the JSON object, its key ``format``. It changes when a key is removed or changes its meaning."""
 ENOUGH = 0.9
-"""Minimum share of the attention mass that a chosen mechanism keeps, if possible; see :meth:`Diagnosis.chosen`."""
+"""Share of the attention mass that is enough: the cheapest mechanism that keeps it is chosen."""
 DIGITS = 5
 """Number of significant digits in JSON."""
 
 
 @dataclass(frozen=True)
 class LengthDiagnosis:
-    """All layers at one length.
+    """The numbers of all layers at one length.
 
-    length: number of tokens.
-    queries: number of measured queries.
-    bins: first and last distance of each bin.
-    pairs: number of query–key products per head for each candidate, the unit of cost. full_pairs: the same for full
-        attention.
-    seconds: duration of the measurement, all forward passes included.
+    Attributes:
+        length: number of tokens.
+        queries: number of measured queries.
+        bins: first and last distance of each bin of distances.
+        layers: the numbers of each layer.
+        pairs: for each candidate, the number of products of a query and a key in a head, which is its cost.
+        full_pairs: the number of these products in full attention.
+        seconds: duration of the measurement, with its forward pass.
     """
 
     length: int
@@ -47,13 +48,17 @@ class LengthDiagnosis:
     seconds: float
 
     def captured(self) -> Tensor:
-        """Mass that each candidate keeps, ``(layers, H, candidates)``; nan if not applicable, and for heads that a
-        layer lacks."""
+        """The mass that each candidate keeps, ``(layers, H, candidates)``.
+
+        NaN for candidates that are not applicable, and for heads that a layer does not have.
+        """
         return stack_heads([layer.captured for layer in self.layers])
 
     def number(self, name: str) -> Tensor:
-        """One of :data:`~hf_longattn.inspect.layer_attention.MEANS`, ``(layers, H)``; nan for heads that a layer does
-        not have."""
+        """One of the numbers in :data:`~hf_longattn.inspect.layer_attention.MEANS`, ``(layers, H)``.
+
+        NaN for heads that a layer does not have.
+        """
         return stack_heads([layer.numbers[name] for layer in self.layers])
 
 
@@ -61,12 +66,18 @@ class LengthDiagnosis:
 class Diagnosis:
     """The attention of a model on a text at growing lengths.
 
-    model, text: names of the model and of the text. device: description.
-    causal: whether the layers are causal.
-    candidates: the compared mechanisms. reasons: candidate as text -> why it is not applicable.
-    is_long: whether the checkpoint has mechanisms already.
-    untrained: candidate as text -> why positions of longer texts need training with it; it is then not chosen.
-    tower: name of the measured tower; empty for a model without towers.
+    Attributes:
+        model, model_class, text: names of the model, its class and the text.
+        device: description of the device.
+        causal: whether the layers are causal.
+        is_long: whether the checkpoint already has mechanisms.
+        candidates: the compared mechanisms.
+        reasons: candidate as text -> why it is not applicable.
+        lengths: the numbers at each length, in ascending order.
+        notes: sentences about lengths that were not measured.
+        untrained: candidate as text -> why the positions of longer texts need training with it. Such a candidate is
+            not chosen.
+        tower: name of the measured tower; "" for a model without towers.
     """
 
     model: str
@@ -84,37 +95,39 @@ class Diagnosis:
 
     @property
     def last(self) -> LengthDiagnosis:
+        """The numbers at the longest length."""
         return self.lengths[-1]
 
     def applicable(self) -> list[int]:
-        """Indices of the candidates whose mass was measured, by ascending cost at the longest length."""
+        """Indices of the applicable candidates, in the order of their costs at the longest length."""
         numbers = [number for number, candidate in enumerate(self.candidates) if str(candidate) not in self.reasons]
         return sorted(numbers, key=lambda number: (self.last.pairs[number], len(str(self.candidates[number]))))
 
     def mass(self, number: int) -> float:
-        """The mass that a candidate keeps at the longest length, mean over layers and heads."""
+        """The mass that candidate ``number`` keeps at the longest length, a mean over layers and heads."""
         return float(self.last.captured()[..., number].nanmean())
 
     def cost(self, number: int) -> float:
-        """A candidate's query–key products at the longest length, divided by the products of full attention."""
+        """The cost of candidate ``number`` at the longest length, as a fraction of the cost of full attention."""
         return self.last.pairs[number] / self.last.full_pairs
 
     def chosen(self) -> int | None:
         """Index of the chosen candidate. ``None`` if no candidate is cheaper than full attention.
 
-        The cheapest candidate that keeps at least :data:`ENOUGH` of the mass is chosen. If none does, the largest mass
-        is chosen, among candidates of at most half the cost of full attention if there are any. Costs are rounded to
-        whole percent; a tie goes to the larger mass.
+        The cheapest candidate that keeps at least :data:`ENOUGH` of the mass is chosen. Costs are compared in whole
+        per cent; of candidates with the same cost, the one with the largest mass is chosen. If no candidate keeps
+        enough, the largest mass is chosen, if possible among candidates of at most half the cost of full attention.
         """
-        holding = [number for number in self.applicable() if str(self.candidates[number]) not in self.untrained]
-        cheaper = [number for number in holding if self.cost(number) < 1]
-        keeping = [number for number in cheaper if self.mass(number) >= ENOUGH]
-        if keeping:
-            return min(keeping, key=lambda number: (round(self.cost(number), 2), -self.mass(number)))
-        half = [number for number in cheaper if self.cost(number) <= 0.5] or cheaper
-        return max(half, key=self.mass, default=None)
+        trained = [number for number in self.applicable() if str(self.candidates[number]) not in self.untrained]
+        cheaper = [number for number in trained if self.cost(number) < 1]
+        with_enough = [number for number in cheaper if self.mass(number) >= ENOUGH]
+        if with_enough:
+            return min(with_enough, key=lambda number: (round(self.cost(number), 2), -self.mass(number)))
+        half_cost = [number for number in cheaper if self.cost(number) <= 0.5] or cheaper
+        return max(half_cost, key=self.mass, default=None)
 
     def flags(self, number: int) -> list[str]:
+        """The flags of ``longattn convert`` that choose candidate ``number``."""
         candidate = self.candidates[number]
         if self.tower:
             return ["--towers", f"{self.tower}={candidate}"]
@@ -122,7 +135,7 @@ class Diagnosis:
         return ["--mechanism", candidate.mechanism, *options]
 
     def least(self, number: int) -> tuple[float, int]:
-        """The minimum over layers of the mass that a candidate keeps at the longest length, and the layer's number."""
+        """The least mass that candidate ``number`` keeps in a layer at the longest length, and the layer's number."""
         by_layer = self.last.captured()[..., number].nanmean(1)
         return float(by_layer.min()), int(by_layer.argmin())
 
@@ -151,15 +164,17 @@ class Diagnosis:
         return f"{sentence}; {self.candidates[number]} keeps {mass} of the attention, at {cost} of the cost."
 
     def dilution(self) -> str:
-        """Growth of the effective tokens from the shortest to the longest length, as a sentence. Empty for a single
-        length."""
+        """Growth of the effective tokens from the shortest to the longest length, as a sentence.
+
+        "" if only one length was measured.
+        """
         first = self.lengths[0]
         last = self.last
         if first is last:
             return ""
         before, after = (float(diagnosis.number("effective_tokens").nanmean()) for diagnosis in (first, last))
         largest = [float(diagnosis.number("largest_weight").nanmean()) for diagnosis in (first, last)]
-        growth = math.log(after / before) / math.log(last.length / first.length)
+        growth = math.log(after / before) / math.log(last.length / first.length)  # 1 = as fast as the text
         if growth > 0.8:
             pace = "almost as fast as the text"
         elif growth > 0.2:
@@ -173,15 +188,22 @@ class Diagnosis:
         )
 
     def reach(self) -> str:
-        """Distances that cover half and :data:`ENOUGH` of the attention at the longest length, as a sentence."""
+        """A sentence: within which distance half and :data:`ENOUGH` of the attention lie at the longest length."""
         by_layer = torch.stack([layer.distance.mean(0) for layer in self.last.layers])
-        mass = by_layer.mean(0).cumsum(0)
-        furthest = [self.last.bins[min(int((mass < share).sum()), len(mass) - 1)][1] for share in (0.5, ENOUGH)]
-        half, most = (f"{distance:,} tokens" for distance in furthest)
-        return f"Half of the attention of the average head lies within {half}, {percent(ENOUGH)} within {most}."
+        mass_within = by_layer.mean(0).cumsum(0)  # up to the end of each bin, (bins,)
+
+        def distance(share: float) -> str:
+            bin_number = min(int((mass_within < share).sum()), len(mass_within) - 1)
+            _, furthest = self.last.bins[bin_number]
+            return f"{furthest:,} tokens"
+
+        return (
+            f"Half of the attention of the average head lies within {distance(0.5)}, {percent(ENOUGH)} within "
+            f"{distance(ENOUGH)}."
+        )
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-serialisable form."""
+        """The diagnosis as a dictionary for JSON, which docs/api/measure.md describes."""
         number = self.chosen()
         chosen = None
         if number is not None:
@@ -218,6 +240,7 @@ class Diagnosis:
         }
 
     def _length(self, diagnosis: LengthDiagnosis) -> dict[str, Any]:
+        """The entry of :meth:`to_dict` for one length."""
         names = list(map(str, self.candidates))
         return {
             "length": diagnosis.length,
@@ -246,21 +269,25 @@ class Diagnosis:
 
 
 def stack_heads(layers: Sequence[Tensor]) -> Tensor:
-    """Stack one tensor ``(heads, ...)`` per layer to ``(layers, H, ...)``; nan for heads that a layer lacks, for
-    example after pruning."""
+    """Stack a tensor ``(heads, ...)`` of each layer to ``(layers, H, ...)``.
+
+    NaN for heads that a layer does not have, for example after pruning.
+    """
     return pad_sequence(list(layers), batch_first=True, padding_value=math.nan)
 
 
 def percent(share: float) -> str:
-    """A share for readers: ``71 %``, ``0.4 %``."""
+    """A share as text with about two digits: "71 %", "0.4 %"."""
     value = 100 * share
     if value == 0 or value >= 9.95:
         return f"{value:.0f} %"
-    return f"{value:.1f} %" if value >= 0.095 else f"{value:.1g} %"
+    if value >= 0.095:
+        return f"{value:.1f} %"
+    return f"{value:.1g} %"
 
 
 def _rounded(values: Tensor | float) -> Any:
-    """Nested lists of numbers with :data:`DIGITS` significant digits; ``None`` for nan."""
+    """A tensor as nested lists of numbers with :data:`DIGITS` significant digits. NaN becomes ``None``."""
     if isinstance(values, Tensor) and values.dim():
         return [_rounded(row) for row in values]
     number = float(values)

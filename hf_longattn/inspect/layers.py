@@ -1,5 +1,8 @@
-"""Describe the layers of a long checkpoint or model: mechanisms, decode state, cost, and the engine path of each
-layer."""
+"""Describe the layers of a converted checkpoint or of a model.
+
+:func:`inspect_checkpoint` reads mechanisms, decode caches and costs from the config of a checkpoint. :func:`explain`
+runs a model, and says by which path of the engines each layer was computed.
+"""
 
 from __future__ import annotations
 
@@ -46,16 +49,21 @@ from ..modeling.pruning import KEPT_HEADS
 
 @dataclass(frozen=True)
 class Inspection(WithTowers):
-    """A long checkpoint.
+    """A converted checkpoint.
 
-    attention, inputs, shape, costs: facts about its layers; with several towers, about the text tower.
-    kept_heads: number of remaining heads in each layer with pruned heads (key-value heads under grouped-query
-        attention).
-    towers: each tower by name, if there are several. For a plain class with mechanisms, only the towers with a
-        mechanism.
-    other_towers: names of the towers of a plain class that run its own attention.
-    generic: whether the model is a plain class with mechanisms.
-    look_back: positions that a query looks back if texts have no maximum length.
+    A tower is one of several stacks of a model, such as CLIP's for texts and for images. In a generic checkpoint, a
+    class of transformers has mechanisms in place of its attention, because this package has no Long class for it.
+
+    Attributes:
+        attention, inputs, shape, costs: the mechanisms, input sizes, numbers of layers and heads, and costs. If there
+            are several towers, those of the text tower.
+        kept_heads: number of a layer with pruned heads -> number of its remaining heads (under grouped-query
+            attention: of its key-value heads).
+        towers: name of a tower -> its inspection, if there are several towers. In a generic checkpoint, only the
+            towers with mechanisms.
+        other_towers: names of the towers of a generic checkpoint that have their own attention.
+        generic: whether the checkpoint is generic.
+        look_back: number of positions that a query looks back, if texts have no maximum length.
     """
 
     source: Source
@@ -74,39 +82,43 @@ class Inspection(WithTowers):
 
     @property
     def longest_input(self) -> str:
+        """The maximum input in words, such as "up to 4,096 tokens"."""
         size = self.inputs.new
         if not size.tokens:
             return size.words
-        return f"up to {size}" if size.name else f"up to {size.tokens:,} tokens"
+        if size.name:
+            return f"up to {size}"
+        return f"up to {size.tokens:,} tokens"
 
     @property
     def max_length(self) -> int:
-        """The maximum input in tokens; 0 if the config does not say."""
+        """The maximum input in tokens; 0 if the config has no maximum."""
         return self.inputs.new.tokens
 
     @cached_property
     def mechanisms(self) -> tuple[Mechanism, ...]:
+        """The mechanism of each layer. Layers with equal options share one."""
         return tuple(layer_mechanisms(self.attention, self.shape, self.max_length or None))
 
     @cached_property
     def states(self) -> tuple[DecodeState, ...]:
-        """Decode cache of each layer after ``max_length`` tokens; empty for a model that does not decode."""
+        """The decode cache of each layer after ``max_length`` tokens; empty for a model that does not decode."""
         return self.states_at(self.max_length)
 
     def states_at(self, length: int) -> tuple[DecodeState, ...]:
-        """Decode cache of each layer after ``length`` tokens; empty for a model that does not decode, and for 0."""
-        if not (self.shape.causal and length):
+        """The decode cache of each layer after ``length`` tokens; empty for a model that does not decode."""
+        if not self.shape.causal or length == 0:
             return ()
-        if self.generic:  # a plain class caches every token
+        if self.generic:  # the class of transformers caches all tokens
             return (DecodeState(length * self.shape.token_bytes, self.shape.token_bytes),) * self.shape.layers
         return tuple(decode_states(self.mechanisms, self.shape, length))
 
     def costs_at(self, lengths: Sequence[int]) -> list[LengthCost]:
-        """Costs of texts of these lengths."""
+        """The costs of a text of each length."""
         return [cost_at(length, self.shape, self.mechanisms) for length in lengths]
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-serialisable form."""
+        """The facts as a dictionary for JSON."""
         facts: dict[str, Any] = {"model": self.source.name, "class": self.class_name, "model_type": self.model_type}
         if self.generic:
             facts["generic"] = True
@@ -131,10 +143,10 @@ class Inspection(WithTowers):
 def inspect_checkpoint(
     model: str | Path, *, revision: str | None = None, token: str | bool | None = None
 ) -> Inspection:
-    """Describe a long checkpoint. :func:`hf_longattn.inspect.inspect_stock` describes others.
+    """Describe a converted checkpoint. For other checkpoints, see :func:`hf_longattn.inspect.inspect_stock`.
 
     Raises:
-        CheckpointError: not a readable long checkpoint of a supported family.
+        CheckpointError: the checkpoint cannot be read, or was not converted.
     """
     source = open_source(model, revision=revision, token=token, weights=False)
     if not is_long(source.config):
@@ -145,6 +157,7 @@ def inspect_checkpoint(
 
 
 def _inspect(source: Source) -> Inspection:
+    """The inspection of a converted checkpoint that was opened."""
     config, _, family, skeleton = read_long(source)
     if is_generic(source.config):
         return _inspect_plain(source, config, skeleton)
@@ -157,16 +170,19 @@ def _inspect(source: Source) -> Inspection:
         return replace(towers[family.text_tower[0]], **facts, towers=towers)
     shape = model_shape(config, skeleton)
     sizes = family.spec.sizes(family, config)
-    attention = config.long_attention
-    costs = costs_of(sizes, attention, shape)
-    kept = getattr(config, KEPT_HEADS, None) or {}
-    back = positions_without_end(family, config)
     return Inspection(
-        **facts, attention=attention, inputs=sizes, shape=shape, costs=costs, kept_heads=kept, look_back=back
+        **facts,
+        attention=config.long_attention,
+        inputs=sizes,
+        shape=shape,
+        costs=costs_of(sizes, config.long_attention, shape),
+        kept_heads=getattr(config, KEPT_HEADS, None) or {},
+        look_back=positions_without_end(family, config),
     )
 
 
 def _facts(source: Source, module: Any) -> dict[str, Any]:
+    """The fields of an :class:`Inspection` that depend only on the class: names and number of parameters."""
     return {
         "source": source,
         "class_name": type(module).__name__,
@@ -176,9 +192,10 @@ def _facts(source: Source, module: Any) -> dict[str, Any]:
 
 
 def _inspect_plain(source: Source, config: Any, skeleton: Any) -> Inspection:
+    """The inspection of a generic checkpoint (see :class:`Inspection`). ``skeleton``: its model without weights."""
     longest = text_length(config)
     attention = read_attention(config.long_attention)
-    if not isinstance(attention, Mapping):
+    if not isinstance(attention, Mapping):  # one attention for the whole model
         attention = {"": attention}
     parts = plain_parts(skeleton, attention, StackLength(min(USUAL_LENGTH, longest), longest))
     towers = {
@@ -194,8 +211,9 @@ def _inspect_plain(source: Source, config: Any, skeleton: Any) -> Inspection:
     }
     if "" in towers:
         return towers[""]
+    text_facts = towers.get(text_tower(config, attention), next(iter(towers.values())))
     return replace(
-        towers.get(text_tower(config, attention), next(iter(towers.values()))),
+        text_facts,
         **_facts(source, skeleton),
         towers=towers,
         other_towers=tuple(name for name in towers_of(skeleton) if name not in attention),
@@ -204,21 +222,23 @@ def _inspect_plain(source: Source, config: Any, skeleton: Any) -> Inspection:
 
 COLUMNS = ("layer", "mechanism", "path", "reason")
 FIRST_CHOICE = "the path of highest priority"
+"""The reason of a path if no path of higher priority was refused."""
 LONGEST = 2048
 """Default number of tokens for :func:`planned_paths`. Enough for every mechanism to differ from full attention."""
 MAX_PLANNED = 16384
-"""Maximum tokens for :func:`planned_paths` if short texts get full attention. Beyond it, the path of short texts is
-shown."""
+"""Maximum number of tokens for :func:`planned_paths`. If mechanisms compute full attention up to this length, or
+longer, their path for :data:`LONGEST` tokens is shown."""
 
 
 @dataclass(frozen=True)
 class LayerPath:
-    """One path that ran in one layer.
+    """A path that ran in a layer.
 
-    layer: name of the attention module in the model.
-    mechanism: registered name of the mechanism.
-    path: the engine's path, such as ``cpu-band``, or the layout of the batch, such as ``split``.
-    reason: why each path of higher priority did not run, or :data:`FIRST_CHOICE`.
+    Attributes:
+        layer: name of the attention module in the model.
+        mechanism: registered name of the mechanism.
+        path: the engine's path, such as ``cpu-band``, or the layout of the batch, such as ``split``.
+        reason: why each path of higher priority did not run, or :data:`FIRST_CHOICE`.
     """
 
     layer: str
@@ -228,29 +248,32 @@ class LayerPath:
 
 
 class Explanation(list[LayerPath]):
-    """The paths of all layers, in the order in which they ran. Printed as a table with one line for equal layers."""
+    """The paths of all layers, in the order in which they ran. ``print`` shows a table without repeated layers."""
 
     def rows(self) -> list[tuple[str, ...]]:
-        """Table rows. Layers with equal paths share their rows, one per path."""
-        lines: dict[tuple[tuple[str, str, str], ...], list[str]] = {}
+        """The rows of the table, in :data:`COLUMNS`. A layer has a row for each path; equal layers share them."""
+        layers_by_paths: dict[tuple[tuple[str, str, str], ...], list[str]] = {}
         for layer, group in itertools.groupby(self, lambda entry: entry.layer):
-            lines.setdefault(tuple((entry.mechanism, entry.path, entry.reason) for entry in group), []).append(layer)
+            paths = tuple((entry.mechanism, entry.path, entry.reason) for entry in group)
+            layers_by_paths.setdefault(paths, []).append(layer)
         rows: list[tuple[str, ...]] = []
-        for cells, layers in lines.items():
+        for paths, layers in layers_by_paths.items():
             name = layers[0]
             if len(layers) > 1:
                 name += f" and {len(layers) - 1} more"
-            for row in cells:
-                rows.append((name, *row))
-                name = ""
+            for path in paths:
+                rows.append((name, *path))
+                name = ""  # only in the first row
         return rows
 
     def __str__(self) -> str:
         rows = [COLUMNS, *self.rows()]
         widths = [max(len(row[column]) for row in rows) for column in range(len(COLUMNS))]
-        return "\n".join(
-            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
-        )
+        lines = []
+        for row in rows:
+            cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
+            lines.append("  ".join(cells).rstrip())
+        return "\n".join(lines)
 
 
 def explain(model: nn.Module, inputs: Tensor | Mapping[str, Any]) -> Explanation:
@@ -266,18 +289,23 @@ def explain(model: nn.Module, inputs: Tensor | Mapping[str, Any]) -> Explanation
             with one inside.
         inputs: the keyword arguments of ``model.forward``, or only the main input: ``input_ids``, or ``pixel_values``
             for images.
+
     Returns:
-        One entry per layer and distinct path. ``print`` shows it as a table.
+        An entry for each layer and each path that ran in it. ``print`` shows them as a table.
+
     Raises:
         BackendError: no mechanism ran.
     """
-    network = getattr(model, "transformers_model", None)  # of sentence-transformers
+    network = getattr(model, "transformers_model", None)  # the attribute of a model of sentence-transformers
     if isinstance(network, nn.Module):
         model = network
     if isinstance(inputs, Tensor):
         inputs = {getattr(model, "main_input_name", "input_ids"): inputs}
-    mechanisms = {name: module for name, module in model.named_modules() if isinstance(module, Mechanism)}
-    names = {id(part): name for name, module in mechanisms.items() for part in (module, full_of(module))}
+    names = {}
+    for name, module in model.named_modules():
+        if isinstance(module, Mechanism):
+            names[id(module)] = name
+            names[id(full_of(module))] = name  # full attention for short texts, if the mechanism has it
     with torch.no_grad(), _noting(names) as paths:
         model(**inputs)
     if not paths:
@@ -290,16 +318,16 @@ def explain(model: nn.Module, inputs: Tensor | Mapping[str, Any]) -> Explanation
 
 
 def planned_paths(checkpoint: Inspection) -> Explanation:
-    """The paths that the layers of a checkpoint run on this machine.
+    """The paths by which this machine computes the layers of a checkpoint.
 
-    The input has :func:`planned_length` tokens in fp32. No weights are loaded: each mechanism runs once on random
-    queries and keys, without the terms that a base adds to its scores.
+    No weights are loaded. Each mechanism runs once on random queries, keys and values of :func:`planned_length` tokens
+    in fp32, without the terms that a base model may add to the scores.
     """
     generator = torch.Generator().manual_seed(0)
     paths: list[LayerPath] = []
-    ran: dict[int, list[LayerPath]] = {}
+    paths_of: dict[int, list[LayerPath]] = {}  # id of a mechanism -> its paths; layers may share a mechanism
     for layer, mechanism in enumerate(checkpoint.mechanisms):
-        if id(mechanism) not in ran:
+        if id(mechanism) not in paths_of:
             shape = 1, mechanism.num_heads, planned_length(checkpoint), mechanism.head_dim
             q, k, v = torch.randn(3, *shape, generator=generator).to(chosen_device(None))
             arguments: dict[str, Any] = {"causal": checkpoint.shape.causal}
@@ -310,35 +338,36 @@ def planned_paths(checkpoint: Inspection) -> Explanation:
             try:
                 with torch.no_grad(), _noting({}) as noted:
                     attend(q, k, v, mechanism.to(q.device).eval(), **arguments)
-                ran[id(mechanism)] = list(noted.values())
-            except LongAttentionError as error:  # the mechanism runs only inside a model
-                ran[id(mechanism)] = [LayerPath("", mechanism.name, "–", str(error))]
-        paths += [replace(path, layer=f"layer {layer}") for path in ran[id(mechanism)]]
+                paths_of[id(mechanism)] = list(noted.values())
+            except LongAttentionError as error:  # some mechanisms run only inside a model
+                paths_of[id(mechanism)] = [LayerPath("", mechanism.name, "–", str(error))]
+        paths += [replace(path, layer=f"layer {layer}") for path in paths_of[id(mechanism)]]
     return Explanation(paths)
 
 
 def planned_length(checkpoint: Inspection) -> int:
-    """Number of tokens for :func:`planned_paths`, at most the longest input.
+    """Number of tokens for :func:`planned_paths`, at most the maximum of the checkpoint.
 
-    :data:`LONGEST` tokens by default. If texts of that length get full attention, one token more than the limit of
-    full attention, up to :data:`MAX_PLANNED`. A grid has one size.
+    It is :data:`LONGEST`. If a mechanism computes full attention for texts of this length (``exact_length``), it is
+    one token more than the greatest ``exact_length``, up to :data:`MAX_PLANNED`. For images, it is the size of the
+    grid.
     """
     grid: Any = checkpoint.inputs.new.grid
     if grid is not None:
         return int(grid.length)
-    exact = (getattr(mechanism.options, "exact_length", None) or 0 for mechanism in checkpoint.mechanisms)
-    in_full = max(exact, default=0)
-    enough = LONGEST
-    if LONGEST <= in_full < MAX_PLANNED:
-        enough = in_full + 1
-    return min(checkpoint.max_length or enough, enough)
+    exact_lengths = [getattr(mechanism.options, "exact_length", None) or 0 for mechanism in checkpoint.mechanisms]
+    exact_length = max(exact_lengths, default=0)
+    length = LONGEST
+    if LONGEST <= exact_length < MAX_PLANNED:
+        length = exact_length + 1
+    return min(checkpoint.max_length or length, length)
 
 
 @contextlib.contextmanager
 def _noting(names: Mapping[int, str]) -> Iterator[dict[tuple[int, PathChoice], LayerPath]]:
-    """Context in which the yielded dictionary collects every path that runs.
+    """Within the context, the dictionary collects every path that runs. A path that runs again is not added.
 
-    names: id of a mechanism -> its name in the model.
+    ``names``: id of a mechanism -> its name in the model.
     """
     paths: dict[tuple[int, PathChoice], LayerPath] = {}
 

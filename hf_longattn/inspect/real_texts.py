@@ -1,6 +1,6 @@
-"""What a checkpoint does with given texts: their tokens, what is cut in silence, padding, and the decode cache.
+"""What a checkpoint does with the user's texts: how many tokens they have, what is cut in silence, what is padding.
 
-Neither weights nor a pass are needed: the tokenizer counts, and config and tokenizer tell the limits.
+The tokenizer counts the tokens, and the limits are in the config and the tokenizer. No weights are loaded.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from .layers import Inspection
 from .stock_layers import StockInspection
 
 WINDOW, SINKS = 1024, 4
-"""Keys that the suggested StreamingCache keeps in a layer without a window."""
+"""Size of the StreamingCache that is suggested: the last keys and the first keys that it keeps in a layer."""
 UNPAD = "hf_longattn.unpad(model)"
 READERS = {
     "ForTokenClassification": 'read_whole(pipeline("token-classification", {model!r}))',
@@ -32,14 +32,17 @@ READERS = {
     "Model": 'read_whole(pipeline("feature-extraction", {model!r}))',
     "CrossEncoder": 'read_whole(CrossEncoder({model!r}), merge="max")',
 }
-"""How a class is read whole, by the end of its name, or by its class of sentence-transformers."""
+"""End of a class's name -> code that reads whole texts with this class."""
 
 
 @dataclass(frozen=True)
 class Limit:
-    """A number of tokens beyond which a text is cut or not known to work.
+    """A number of tokens beyond which a text is cut, or may not work.
 
-    reader: what has the limit. effect: what happens to a longer text. cuts: whether the rest is lost in silence.
+    Attributes:
+        reader: what has the limit, such as the tokenizer.
+        effect: what happens to a longer text.
+        cuts: whether the rest of a longer text is lost in silence.
     """
 
     reader: str
@@ -50,12 +53,15 @@ class Limit:
 
 @dataclass(frozen=True)
 class TextsInspection:
-    """Given texts, and what a checkpoint reads of them.
+    """The user's texts, and what a checkpoint reads of them.
 
-    tokens: number of tokens of each text, special tokens included.
-    cache_bytes: bytes of the decode cache after the longest text; 0 for a model that does not decode.
-    streaming_bytes: those in a StreamingCache of the suggested size; 0 where it does not apply, or keeps as much.
-    advice: lines to type, each with the reason.
+    Attributes:
+        names: names of the texts.
+        tokens: number of tokens of each text, special tokens included.
+        limits: the limits of the checkpoint.
+        cache_bytes: bytes of the decode cache after the longest text; 0 for a model that does not decode.
+        streaming_bytes: bytes of a StreamingCache of the suggested size; 0 if it cannot be used, or is not smaller.
+        advice: pairs of a reason and a line to type.
     """
 
     names: tuple[str, ...]
@@ -67,30 +73,31 @@ class TextsInspection:
 
     @property
     def longest(self) -> int:
+        """Number of tokens of the longest text."""
         return max(self.tokens)
 
     @property
     def read(self) -> tuple[int, ...]:
-        """Tokens of each text behind the lowest silent cut."""
+        """Number of tokens that are read of each text, after the lowest limit that cuts texts."""
         limit = min((limit.tokens for limit in self.limits if limit.cuts), default=self.longest)
         return tuple(min(count, limit) for count in self.tokens)
 
     @property
     def padded(self) -> int:
-        """Tokens that a padded batch of all texts computes in a layer."""
+        """Number of tokens in a padded batch of all texts."""
         return len(self.tokens) * max(self.read)
 
     @property
     def lengths(self) -> list[int]:
-        """The longest text as it is read, and whole."""
+        """Number of tokens that are read of the longest text, and number of all its tokens. One number if equal."""
         return sorted({max(self.read), self.longest})
 
     def lost(self, limit: Limit) -> int:
-        """Tokens of all texts beyond a limit."""
+        """Number of tokens of all texts beyond a limit."""
         return sum(max(0, count - limit.tokens) for count in self.tokens)
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-serialisable form."""
+        """The facts as a dictionary for JSON."""
         return {
             **asdict(self),
             "limits": [{**asdict(limit), "lost_tokens": self.lost(limit)} for limit in self.limits],
@@ -105,7 +112,9 @@ def inspect_texts(source: Source, files: Sequence[Path], model: StockInspection 
     """Compare texts with the limits of a checkpoint.
 
     Args:
-        model: the checkpoint's inspection.
+        source: the checkpoint.
+        files: files with a text each.
+        model: the inspection of the checkpoint.
 
     Raises:
         CheckpointError: a file is missing, empty or not text, or the checkpoint has no tokenizer.
@@ -130,9 +139,10 @@ def inspect_texts(source: Source, files: Sequence[Path], model: StockInspection 
 
 
 def _limits(source: Source, config: Any, tokenizer: Any) -> list[Limit]:
+    """The limits of sentence-transformers, of the tokenizer, and of the model's positions."""
     limits = []
     reader = "tokenizer with truncation=True; token and zero-shot pipelines"
-    if source.root is not None:
+    if source.root is not None:  # a model of sentence-transformers
         name = str(sentence_class(source.root))
         values = [sentence_values(file).get(SENTENCE_LIMIT) for file in source.folder.glob(TRANSFORMER_SETTINGS)]
         for count in filter(None, values):
@@ -144,14 +154,18 @@ def _limits(source: Source, config: Any, tokenizer: Any) -> list[Limit]:
     positions = longest_input(config)
     if positions is not None:
         family = known_family(config)
-        learned = family is not None and any(table.learned for table in family.position_tables)
-        effect = "a longer input fails" if learned else "not trained beyond"
+        effect = "not trained beyond"
+        if family is not None and any(table.learned for table in family.position_tables):
+            effect = "a longer input fails"
         limits.append(Limit("positions of the model", positions, effect, False))
     return limits
 
 
 def _caches(model: StockInspection | Inspection, length: int) -> tuple[int, int]:
-    """Bytes of the decode cache after ``length`` tokens: the model's own, and a StreamingCache."""
+    """Bytes of the decode cache after ``length`` tokens: of the model's own cache, and of a StreamingCache.
+
+    The second number is 0 if a StreamingCache cannot be used, or is not smaller.
+    """
     if isinstance(model, Inspection):
         if not model.shape.causal:
             return 0, 0
@@ -161,8 +175,10 @@ def _caches(model: StockInspection | Inspection, length: int) -> tuple[int, int]
         return 0, 0
     own = text.cache_bytes(length)
     streaming = text.cache_bytes(length, WINDOW + SINKS)
-    streams = not any(layer.softcap or layer.bias or layer.pairs or layer.chunk for _, layer in text.layers)
-    return own, streaming if streams and streaming < own else 0
+    can_stream = not any(layer.softcap or layer.bias or layer.pairs or layer.chunk for _, layer in text.layers)
+    if not can_stream or streaming >= own:
+        streaming = 0
+    return own, streaming
 
 
 def _advice(
@@ -173,13 +189,18 @@ def _advice(
     limits: Sequence[Limit],
     streaming: int,
 ) -> list[tuple[str, str]]:
-    """What to type, with a reason each."""
-    longest, advice = max(tokens), list[tuple[str, str]]()
-    is_stock = isinstance(model, StockInspection)
-    decodes = model.text.decodes if isinstance(model, StockInspection) else model.shape.causal
-    if isinstance(model, StockInspection) and model.text.declares:
-        line = f'{model.class_name}.from_pretrained({source.name!r}, attn_implementation="longattn")'
-        advice.append(("windows as windows, equal outputs", line))
+    """Pairs of a reason and a line to type. ``streaming``: bytes of a StreamingCache; 0 = it is not suggested."""
+    longest = max(tokens)
+    advice: list[tuple[str, str]] = []
+    if isinstance(model, StockInspection):
+        decodes, takes_unpad = model.text.decodes, model.text.packs
+        if model.text.declares:
+            line = f'{model.class_name}.from_pretrained({source.name!r}, attn_implementation="longattn")'
+            advice.append(("windows as windows, equal outputs", line))
+    else:
+        decodes, takes_unpad = model.shape.causal, True
+
+    # Decoders
     if streaming:
         line = (
             f"model.generate(**prompt, cache=hf_longattn.StreamingCache({WINDOW}, sinks={SINKS}), "
@@ -188,19 +209,22 @@ def _advice(
         advice.append(("a cache that does not grow; earlier facts are forgotten", line))
         line = f"longattn convert {source.name} DST --config streaming-llm"
         advice.append(("the same as a checkpoint of its own", line))
-    if decodes:  # a cache holds padding, too
+    if decodes:  # padding stays in a decode cache
         return advice
-    takes_unpad = not is_stock or model.text.packs  # type: ignore[union-attr]
+
+    # Encoders
     if len(set(tokens)) > 1 and takes_unpad:
         advice.append(("the same outputs without padding", UNPAD))
     if any(limit.tokens < longest for limit in limits):
-        name = sentence_class(source.root) if source.root is not None else model.class_name
-        reader = next((line for end, line in READERS.items() if str(name).endswith(end)), None)
+        name = str(sentence_class(source.root) if source.root is not None else model.class_name)
         if name == "SentenceTransformer":
             line = f"longattn embed {source.name} TEXTS --vectors passages:256 --output VECTORS"
             advice.append(("every token in windows, a vector for each passage", line))
-        elif reader is not None:
-            advice.append(("every token, in windows", f"hf_longattn.{reader.format(model=source.name)}"))
+        else:
+            for end, code in READERS.items():
+                if name.endswith(end):
+                    advice.append(("every token, in windows", f"hf_longattn.{code.format(model=source.name)}"))
+                    break
         if known_family(config) is not None and not is_long(source.config):
             length = 1 << (longest - 1).bit_length()
             line = f"longattn convert {source.name} DST --mechanism longformer --max-length {length}"

@@ -1,9 +1,9 @@
-"""Attention declared by the layers of a stock model, and its cost in transformers and with
-``attn_implementation="longattn"``.
+"""The attention that the layers of a stock model declare, and its cost.
 
-The model is built from its config on the meta device, without weights, and reads a few tokens there. Its attention
-modules call a function that records their arguments instead of attending. Windows, sinks and score caps therefore come
-from the model's own code.
+A stock model is a model of transformers without mechanisms. It is built from its config on the meta device, without
+weights, and reads a few tokens there. Its attention modules call a function that records their arguments and computes
+nothing. Windows, sinks and score caps are therefore those of the model's own code. Costs are estimated for
+transformers and for ``attn_implementation="longattn"``.
 """
 
 from __future__ import annotations
@@ -38,22 +38,28 @@ from ..modeling.generic import set_implementation, towers_of
 from ..modeling.keywords import SINKS
 
 TOKENS, DECODED = 40, 41
-"""Tokens that a model, and the decoder of an encoder-decoder, read in this run. CLIP's text tower reads at most 77."""
+"""Number of tokens that a model reads in this run, and number for the decoder of an encoder-decoder. They differ, so
+that a recorded call shows from which text its queries and keys are. CLIP's text tower reads at most 77."""
 FP32 = 4
 """Bytes of a score, and of an entry of a mask that is added to scores."""
 
 
 @dataclasses.dataclass(frozen=True)
 class DeclaredAttention:
-    """The attention that one module declares.
+    """The attention that a module declares in its call.
 
-    queries, keys: numbers of tokens in the recorded call; :data:`TOKENS` and :data:`DECODED` mean the length of a
-        text.
-    left, right: the visible keys, from ``query - left`` to ``query + right``; ``None`` without a bound.
-    chunk: tokens of a chunk; other chunks are hidden. softcap: the bound of the scores.
-    sinks, bias: whether the softmax has one more column, and whether a position bias is added to the scores.
-    cached: numbers that a decode cache stores of one token: its keys and values.
-    pairs: other masks over pairs of tokens: "by the model" if it makes a mask itself, "by rules" for blocks of tokens.
+    Attributes:
+        heads: number of query heads.
+        queries, keys: numbers of queries and keys in the recorded call. :data:`TOKENS` and :data:`DECODED` stand for
+            the length of a text.
+        left, right: a query sees the keys from ``query - left`` to ``query + right``; ``None`` = no bound.
+        chunk: number of tokens of a chunk. A query sees only keys in its chunk; ``None`` = no chunks.
+        softcap: the bound of the scores; ``None`` = no bound.
+        sinks: whether the softmax has an additional column, the attention sink.
+        bias: whether a position bias is added to the scores.
+        pairs: other masks of pairs of a query and a key. "by the model": the model makes a mask tensor. "by rules":
+            blocks of tokens are visible. "": there is no such mask.
+        cached: number of values that a decode cache stores for a token: its keys and values.
     """
 
     heads: int
@@ -69,6 +75,7 @@ class DeclaredAttention:
     cached: int = 0
 
     def __str__(self) -> str:
+        """The attention in words, such as "a window of 512 tokens, itself the last, sinks"."""
         left, right = self.left, self.right
         if self.keys != self.queries:
             seen = "all keys of another sequence"
@@ -97,6 +104,7 @@ class DeclaredAttention:
 
     @classmethod
     def of(cls, query: Tensor, key: Tensor, value: Tensor, mask: Any, kwargs: Mapping[str, Any]) -> DeclaredAttention:
+        """The attention that the arguments of an attention function declare."""
         declared: dict[str, Any] = {}
         if isinstance(mask, DeclaredMask):
             declared = {"chunk": mask.chunk, "pairs": "" if mask.exact else "by rules"}
@@ -117,15 +125,16 @@ class DeclaredAttention:
         )
 
     def _pairs(self, length: int) -> tuple[int, int, int]:
-        """Queries, keys and keys in reach of a query, for texts of ``length`` tokens."""
+        """Numbers of queries, of keys, and of keys in reach of a query, for texts of ``length`` tokens."""
         queries, keys = (length if count in (TOKENS, DECODED) else count for count in (self.queries, self.keys))
         reach = self.chunk or UNBOUNDED
         if self.left is not None:
-            reach = min(reach, self.left + (self.right == 0))
+            own = int(self.right == 0)  # a causal window includes the query itself
+            reach = min(reach, self.left + own)
         return queries, keys, reach
 
     def path(self, length: int) -> str:
-        """How the engines on a CPU compute texts of ``length`` tokens, in words."""
+        """How the engines of this package compute texts of ``length`` tokens on a CPU, in words."""
         _, keys, reach = self._pairs(length)
         if self.bias or self.softcap is not None or self.pairs == "by the model":
             return "pairs, in blocks of queries"
@@ -136,26 +145,35 @@ class DeclaredAttention:
         return "windows (cpu-band)" if self.chunk is None else "chunks"
 
     def stock_bytes(self, length: int, implementation: str) -> int:
-        """Estimated bytes of mask and scores in transformers, for one text in fp32.
+        """Estimated bytes of mask and scores of a layer in transformers, for one text in fp32.
 
-        Eager: the scores ``H·Nq·Nk`` and their softmax, and a mask ``Nq·Nk`` unless everything is visible. SDPA:
-        nothing for a plain causal or full layer; for other masks ``Nq·Nk`` bool and the copy in fp32 that SDPA makes;
-        for a position bias ``H·Nq·Nk``.
+        Nq and Nk are the numbers of queries and keys, and H of heads.
+
+        Eager attention has the scores ``H·Nq·Nk``, their softmax, and a mask ``Nq·Nk`` unless everything is visible.
+        SDPA needs nothing for full and for causal attention. For another mask, it has the mask ``Nq·Nk`` as bool and a
+        copy in fp32. For a position bias, it has ``H·Nq·Nk`` numbers.
         """
         queries, keys, reach = self._pairs(length)
-        pairs, masked = queries * keys, reach <= keys or bool(self.pairs)
+        pairs = queries * keys
+        has_mask = reach <= keys or bool(self.pairs)
         if implementation != "sdpa":
-            return FP32 * pairs * (2 * self.heads + (masked or self.right == 0))
+            tensors = 2 * self.heads + int(has_mask or self.right == 0)
+            return FP32 * pairs * tensors
         if self.bias:
             return FP32 * self.heads * pairs
-        return (1 + FP32) * pairs * masked
+        if not has_mask:
+            return 0
+        return (1 + FP32) * pairs
 
     def longattn_bytes(self, length: int) -> int:
-        """Estimated bytes of mask and scores in the engines on a CPU, for one text in fp32.
+        """Estimated bytes of mask and scores of a layer in the engines of this package on a CPU, for one text in fp32.
 
-        Nothing where SDPA runs. A window: the mask of one block. A chunk: its own mask. A score cap: four copies of a
-        block of scores.
-        A position bias or a mask by the model: as SDPA. A mask by rules: at most :data:`BLOCK_PAIRS` pairs at once.
+        - Full and causal attention, which run in SDPA: nothing.
+        - A position bias, or a mask by the model: as in SDPA.
+        - A mask by rules: a mask of at most :data:`BLOCK_PAIRS` pairs at a time.
+        - A score cap: four copies of the scores of a block.
+        - Chunks: the mask of one chunk.
+        - A window: the mask of one block.
         """
         queries, keys, reach = self._pairs(length)
         pairs = queries * keys
@@ -165,8 +183,8 @@ class DeclaredAttention:
             return (1 + FP32) * min(pairs, BLOCK_PAIRS)
         left, right = (keys if bound is None else min(bound, keys) for bound in (self.left, self.right))
         if self.softcap is not None:
-            fewest = self.heads * FEWEST_ROWS * min(keys, FEWEST_ROWS + left + right)
-            return 4 * FP32 * min(self.heads * pairs, max(BLOCK_PAIRS // 16, fewest))
+            smallest_block = self.heads * FEWEST_ROWS * min(keys, FEWEST_ROWS + left + right)
+            return 4 * FP32 * min(self.heads * pairs, max(BLOCK_PAIRS // 16, smallest_block))
         if keys <= reach:
             return 0
         if self.chunk is not None:
@@ -177,14 +195,18 @@ class DeclaredAttention:
 
 @dataclasses.dataclass(frozen=True)
 class StockInspection:
-    """A stock model, or one of its towers.
+    """A stock model, or one of its towers (the stacks of a model of several inputs, such as CLIP).
 
-    implementation: transformers' default implementation, "sdpa" or "eager". flash: whether flash-attention can run on
-        GPUs.
-    element_bytes: bytes of a weight in the checkpoint's dtype.
-    layers: names of attention modules and their declarations, in the order of the calls; empty for a model with
-        several towers.
-    why_not: why ``longattn`` does not run, or why the layers were not read; else empty.
+    Attributes:
+        class_name, model_type: name of the model's class, and its ``model_type``.
+        parameters: number of parameters.
+        implementation: the default attention implementation in transformers, "sdpa" or "eager".
+        flash: whether flash-attention can run on GPUs.
+        element_bytes: bytes of a weight in the checkpoint's dtype.
+        layers: names of attention modules and what they declare, in the order of the calls. Empty for a model with
+            several towers.
+        why_not: why ``longattn`` does not run, or why the layers could not be read; "" otherwise.
+        towers: name of a tower -> its inspection, if there are several towers.
     """
 
     class_name: str
@@ -198,13 +220,13 @@ class StockInspection:
     towers: Mapping[str, StockInspection] = dataclasses.field(default_factory=dict)
 
     def groups(self) -> dict[tuple[str, DeclaredAttention], list[int]]:
-        """The layers with equal attention: name of the modules without the layer's number, and attention -> numbers of
-        the layers."""
+        """Module name without the layer's number, and attention -> numbers of the layers that share both."""
         groups: dict[tuple[str, DeclaredAttention], list[int]] = {}
         for name, layer in self.layers:
+            shared_name = re.sub(r"\.\d+\.", ".", name, count=1)
+            numbers = groups.setdefault((shared_name, layer), [])
             number = re.search(r"\.(\d+)\.", name)
-            same = groups.setdefault((re.sub(r"\.\d+\.", ".", name, count=1), layer), [])
-            same.append(int(number[1]) if number else len(same))
+            numbers.append(int(number[1]) if number else len(numbers))
         return groups
 
     @property
@@ -217,24 +239,25 @@ class StockInspection:
 
     @property
     def decodes(self) -> bool:
-        """Whether every layer sees earlier tokens of its own text alone."""
+        """Whether every layer is causal self-attention, so that the model can decode with a cache."""
         return bool(self.layers) and all(layer.right == 0 and layer.queries == layer.keys for _, layer in self.layers)
 
     @property
     def declares(self) -> bool:
-        """Whether a layer is more than full or causal attention, which SDPA computes without a mask."""
-        return any(
-            {layer.left, layer.chunk, layer.softcap} != {None} or layer.sinks or layer.bias or layer.pairs
-            for _, layer in self.layers
-        )
+        """Whether a layer declares more than full or causal attention, which SDPA computes without a mask."""
+        for _, layer in self.layers:
+            has_bounds = {layer.left, layer.chunk, layer.softcap} != {None}
+            if has_bounds or layer.sinks or layer.bias or layer.pairs:
+                return True
+        return False
 
     @property
     def packs(self) -> bool:
-        """Whether the layers' declarations let :func:`hf_longattn.unpad` pack texts."""
+        """Whether :func:`hf_longattn.unpad` can pack texts, by what the layers declare."""
         return bool(self.layers) and not any(layer.bias or layer.pairs for _, layer in self.layers)
 
     def verdict(self) -> str:
-        """Effect of ``attn_implementation="longattn"``, in words."""
+        """The effect of ``attn_implementation="longattn"``, in words."""
         if self.why_not:
             return self.why_not
         if self.declares:
@@ -244,39 +267,43 @@ class StockInspection:
     def cache_bytes(self, length: int, most: int | None = None) -> int:
         """Bytes of the decode cache after ``length`` tokens of one text, in the checkpoint's dtype.
 
-        most: maximum tokens in a layer without a window.
+        ``most`` is the maximum number of tokens in a layer without a window; ``None`` = no maximum.
         """
-        tokens = 0
+        values = 0
         for _, layer in self.layers:
-            reach = most
-            if layer.left is not None or layer.chunk is not None:
-                reach = layer.chunk or layer.left + 1  # type: ignore[operator]
-            tokens += layer.cached * min(length, reach or length)
-        return tokens * self.element_bytes
+            tokens = length
+            if layer.chunk is not None:
+                tokens = min(length, layer.chunk)
+            elif layer.left is not None:
+                tokens = min(length, layer.left + 1)
+            elif most is not None:
+                tokens = min(length, most)
+            values += layer.cached * tokens
+        return values * self.element_bytes
 
     def memory(self, lengths: Sequence[int]) -> list[tuple[int, int, int]]:
-        """Length in tokens, and bytes of the largest layer in transformers and in the engines. Inputs other than text
-        have one length."""
+        """Each length in tokens, with the bytes of the largest layer in transformers and in the engines.
+
+        If the model reads no text, there is only the length of its input.
+        """
         layers = {layer for _, layer in self.layers}
         if not layers:
             return []
         if not any({TOKENS, DECODED} & {layer.queries, layer.keys} for layer in layers):
             lengths = [max(layer.queries for layer in layers)]
-        return [
-            (
-                n,
-                max(layer.stock_bytes(n, self.implementation) for layer in layers),
-                max(layer.longattn_bytes(n) for layer in layers),
-            )
-            for n in lengths
-        ]
+        rows = []
+        for length in lengths:
+            stock = max(layer.stock_bytes(length, self.implementation) for layer in layers)
+            longattn = max(layer.longattn_bytes(length) for layer in layers)
+            rows.append((length, stock, longattn))
+        return rows
 
     def to_dict(self, lengths: Sequence[int]) -> dict[str, Any]:
-        """JSON-serialisable form."""
+        """The facts as a dictionary for JSON, with the memory for ``lengths`` in tokens."""
         layers = [{"module": name, **dataclasses.asdict(layer)} for name, layer in self.layers]
         memory = [
-            {"length": n, "transformers_bytes": stock, "longattn_bytes": ours}
-            for n, stock, ours in self.memory(lengths)
+            {"length": length, "transformers_bytes": stock, "longattn_bytes": longattn}
+            for length, stock, longattn in self.memory(lengths)
         ]
         towers = {name: tower.to_dict(lengths) for name, tower in self.towers.items()}
         return {**vars(self), "layers": layers, "memory": memory, "towers": towers}
@@ -286,11 +313,13 @@ class StockInspection:
 def inspect_stock(
     model: str | Path, *, revision: str | None = None, token: str | bool | None = None
 ) -> StockInspection:
-    """Describe the attention that every layer of a stock model declares. Reads only its config, and runs no code of
-    the checkpoint.
+    """Describe the attention that every layer of a stock model declares.
+
+    Only the config of the checkpoint is read, and no code in it is run.
 
     Args:
-        model: a folder with a config.json, or a Hub repository id.
+        model: a folder with a config.json, or a Hub name.
+
     Raises:
         CheckpointError: there is no config, or transformers cannot build a model from it.
     """
@@ -299,7 +328,8 @@ def inspect_stock(
     if model_class is None:
         model_type, version = values.get("model_type"), transformers.__version__
         raise CheckpointError(
-            f"{str(model)!r} is a {model_type!r} model, and transformers {version} has no class for it; give another."
+            f"{str(model)!r} is a {model_type!r} model, and transformers {version} has no class for it; give another "
+            "model."
         )
     with checkpoint_errors(f"The config.json of {str(model)!r} makes no model"), LOADING, torch.device("meta"):
         values = {
@@ -307,12 +337,14 @@ def inspect_stock(
             for name, value in values.items()
             if name not in ("auto_map", "quantization_config", "compression_config")
         }
-        stock = model_class(AutoConfig.for_model(**values)).to(torch.bfloat16).eval()  # experts need bf16 here
+        stock = model_class(AutoConfig.for_model(**values))
+        stock = stock.to(torch.bfloat16).eval()  # a mixture of experts runs on the meta device only in bf16
     return _inspect(stock)
 
 
 def _inspect(model: Any, *, is_tower: bool = False) -> StockInspection:
     """Record what the attention modules of a model, or of its towers, declare in a run on the meta device."""
+    # Facts, and towers
     result = StockInspection(
         type(model).__name__,
         model.config.model_type,
@@ -321,10 +353,12 @@ def _inspect(model: Any, *, is_tower: bool = False) -> StockInspection:
         implementation=attention_implementation(model.config) or "eager",
         flash=bool(model._supports_flash_attn),
     )
-    if not getattr(model.config, "is_encoder_decoder", False) and (towers := towers_of(model)):
-        return dataclasses.replace(
-            result, towers={name: _inspect(tower, is_tower=True) for name, tower in towers.items()}
-        )
+    if not getattr(model.config, "is_encoder_decoder", False):
+        towers = {name: _inspect(tower, is_tower=True) for name, tower in towers_of(model).items()}
+        if towers:
+            return dataclasses.replace(result, towers=towers)
+
+    # A run with a function that records its arguments
     stack = without_head(model)
     layers: list[tuple[str, DeclaredAttention]] = []
     why_not = ""
@@ -333,11 +367,11 @@ def _inspect(model: Any, *, is_tower: bool = False) -> StockInspection:
     def record(
         module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any = None, **kwargs: Any
     ) -> Any:
-        mechanism_of(module, kwargs)  # refuses what would not be computed
+        mechanism_of(module, kwargs)  # raises an error for arguments that longattn does not compute
         layers.append((names[id(module)], DeclaredAttention.of(query, key, value, attention_mask, kwargs)))
-        return query.new_empty(*query.transpose(1, 2).shape[:3], value.shape[-1]), None
+        return query.new_empty(*query.transpose(1, 2).shape[:3], value.shape[-1]), None  # (B, N, H, D), no weights
 
-    ALL_ATTENTION_FUNCTIONS[BACKEND] = record  # temporarily replaces the registered function
+    ALL_ATTENTION_FUNCTIONS[BACKEND] = record  # hides the registered function until it is deleted
     try:
         set_implementation(stack, BACKEND, is_tower=is_tower)
         with torch.no_grad(), torch.device("meta"), _RealTokens():
@@ -346,7 +380,7 @@ def _inspect(model: Any, *, is_tower: bool = False) -> StockInspection:
             why_not = f"no effect: {type(model).__name__} has no attention on transformers' AttentionInterface"
     except LongAttentionError as error:
         why_not = f"refused: {error}"
-    except Exception as error:  # a forward pass of any architecture
+    except Exception as error:  # the forward pass of any architecture may raise any error
         why_not = (
             f"not read, since {type(stack).__name__} needs other inputs or the values of weights ({in_a_line(error)})"
         )
@@ -358,8 +392,8 @@ def _inspect(model: Any, *, is_tower: bool = False) -> StockInspection:
 
 
 def _inputs(stack: Any) -> dict[str, Any]:
-    """A short text, an image of the config's size, or a second of sound, on the meta device."""
-    config, takes = stack.config, inspect.signature(stack.forward).parameters
+    """Inputs for a stack: a short text, an image of the config's size, or a second of sound."""
+    config, parameters = stack.config, inspect.signature(stack.forward).parameters
     size = getattr(config, "image_size", None) or 224
     if isinstance(size, int):
         size = (size, size)
@@ -369,21 +403,24 @@ def _inputs(stack: Any) -> dict[str, Any]:
         "input_values": (16000,),
         "input_features": (getattr(config, "num_mel_bins", 80), 2 * getattr(config, "max_source_positions", 1500)),
     }
-    name = next((name for name in (stack.main_input_name, *shapes) if name in takes and name in shapes), None)
-    if name is None:
-        raise TypeError(f"it takes {', '.join(takes)}")
-    inputs: dict[str, Any] = {
-        name: torch.zeros(1, *shapes[name], dtype=torch.long if name == "input_ids" else torch.bfloat16)
-    }
-    if "decoder_input_ids" in takes:
+    known = [name for name in (stack.main_input_name, *shapes) if name in parameters and name in shapes]
+    if not known:
+        raise TypeError(f"it takes {', '.join(parameters)}")
+    name = known[0]
+    dtype = torch.long if name == "input_ids" else torch.bfloat16
+    inputs: dict[str, Any] = {name: torch.zeros(1, *shapes[name], dtype=dtype)}
+    if "decoder_input_ids" in parameters:
         inputs["decoder_input_ids"] = torch.zeros(1, DECODED, dtype=torch.long)
-    if "use_cache" in takes:
+    if "use_cache" in parameters:
         inputs["use_cache"] = False
     return inputs
 
 
 class _RealTokens(TorchFunctionMode):
-    """Answers value-dependent questions on the meta device as if all tokens were equal, real and not special."""
+    """Within the context, code that asks for the values of a meta tensor gets an answer, although there are no values.
+
+    The answers are as if all tokens were equal, real and not special.
+    """
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = getattr(function, "__name__", "")
@@ -393,11 +430,12 @@ class _RealTokens(TorchFunctionMode):
                 index = torch.empty(0, first.ndim, dtype=torch.long, device="meta")
                 return index.unbind(1) if (kwargs or {}).get("as_tuple") else index
             if name in ("__bool__", "__int__", "__index__", "__float__", "item"):
-                # Conditions are true, numbers are 1. Only any() is false: it looks for exceptions; there are none.
-                return not getattr(first, "of_any", False)
+                # Conditions are true, and numbers are 1. Only the result of any() is false, because models use it to
+                # look for exceptions, such as padding.
+                return not getattr(first, "is_any", False)
             if name == "__contains__":
                 return False
         result = function(*args, **(kwargs or {}))
         if name == "any" and isinstance(result, Tensor):
-            result.of_any = True  # type: ignore[attr-defined]
+            result.is_any = True  # type: ignore[attr-defined]
         return result

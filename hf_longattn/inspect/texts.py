@@ -1,4 +1,4 @@
-"""Token ids of one text at several lengths."""
+"""The token ids of a text, cut to several lengths."""
 
 from __future__ import annotations
 
@@ -15,17 +15,24 @@ from ..errors import CheckpointError, InputError, OptionError
 from ..evaluation.token_loss import text_of
 
 MAX_FILE_NAME = 200
-"""Maximum characters of a text that is refused if it is the name of a file."""
+"""A text of fewer characters is refused if it is the name of an existing file."""
 
 
 class TextIds:
-    """Token ids of a text, with the tokenizer's special tokens around them.
+    """Token ids of a text, and the tokenizer's special tokens before and after them.
 
     Args:
         text: the text, a text file, or token ids ``(N,)`` without special tokens.
         tokenizer: the model's tokenizer. Token ids do not need it.
         longest: maximum number of tokens that will be read.
-        vocabulary: number of the model's embeddings.
+        vocabulary: number of token embeddings of the model.
+
+    Attributes:
+        name: name of the text in reports.
+        tokens: number of tokens of the longest input from this text, special tokens included.
+
+    Raises:
+        InputError, OptionError, CheckpointError: the text is empty or cannot be read, or the ids do not fit the model.
     """
 
     def __init__(self, text: str | Path | Tensor, tokenizer: Any | None, longest: int, vocabulary: int) -> None:
@@ -36,7 +43,7 @@ class TextIds:
             self.name = "token ids"
             if text.dim() != 1:
                 raise InputError(
-                    f"Token ids have the shape {tuple(text.shape)}, but must be those of one text, (tokens,)."
+                    f"Token ids have the shape {tuple(text.shape)}, but must be of one text, (tokens,); pass ids[0]."
                 )
             self.ids: list[int] = text.tolist()
         else:
@@ -45,27 +52,30 @@ class TextIds:
             elif len(text) < MAX_FILE_NAME and "\n" not in text and Path(text).is_file():
                 raise OptionError(f"{text!r} is the name of a file; give Path({text!r}) for its text.")
             elif not text.strip():
-                raise CheckpointError("The text is empty.")
+                raise CheckpointError("The text is empty; give another text.")
             if tokenizer is None:
                 raise OptionError(
                     "The model has no tokenizer; pass one as processor=, or token ids in place of the text."
                 )
             self.prefix, self.suffix = special_ids(tokenizer)
+            # Tokenise only the beginning of a long text, if that is enough.
             beginning = excerpt(text, longest)
             self.ids = token_ids(tokenizer, beginning, special_tokens=False)
             if len(self.ids) < longest and len(beginning) < len(text):
                 self.ids = token_ids(tokenizer, text, special_tokens=False)
         if self.ids and not 0 <= min(self.ids) <= max(self.ids) < vocabulary:
             raise CheckpointError(
-                f"The token ids are up to {max(self.ids)}, but the model has {vocabulary} embeddings; the tokenizer "
-                "is another model's."
+                f"The token ids are up to {max(self.ids)}, but the model has {vocabulary} embeddings; give the "
+                "tokenizer of this model."
             )
         self.tokens = len(self.ids) + len(self.prefix) + len(self.suffix)
-        """Number of tokens of the longest input from this text, special tokens included."""
 
     def plain(self, length: int) -> Tensor:
-        """The first tokens of the text between the special tokens, ``(length,)``. Raises :class:`InputError` if there
-        are fewer tokens."""
+        """Token ids ``(length,)``: the special tokens, and between them the first tokens of the text.
+
+        Raises:
+            InputError: the text has fewer tokens.
+        """
         if self.tokens < length:
             raise InputError(
                 f"The text has {self.tokens:,} tokens, but {length:,} are needed; give a longer text, or "
@@ -86,5 +96,6 @@ def read_lengths(typed: str) -> list[int]:
         match = re.fullmatch("([0-9]{1,9})([Kk]?)", text)
         if match is None or int(match[1]) == 0:
             raise OptionError(f"{text!r:.60} is not a number of tokens; give for example --lengths 512,2K,8K.")
-        lengths.append(int(match[1]) * (1024 if match[2] else 1))
+        factor = 1024 if match[2] else 1
+        lengths.append(int(match[1]) * factor)
     return sorted(set(lengths))

@@ -1,10 +1,9 @@
-"""Watch a model's attention while it runs: queries, keys and all other arguments of its mechanisms.
+"""Watch the attention of a model while it runs: queries, keys and all other arguments of its mechanisms.
 
-A mechanism is a module, so a forward pre-hook sees its arguments. While a plain transformers model is watched, it gets
-mechanisms that compute its own attention, full or with sliding windows. This package's attention function then
-receives the same arguments as any function of transformers' AttentionInterface: queries and keys after norms and
-rotations, scale, score cap and biases. No attention weights are stored, and no N×N tensor is built. The model's output
-does not change.
+A mechanism is a module, so a forward pre-hook can read its arguments: queries and keys after norms and rotations, the
+scale, the score cap and biases. A model of transformers without mechanisms gets some while it is watched. They compute
+its own attention, full or with sliding windows, so that its output does not change. No attention weights are stored,
+and no N×N tensor is built.
 """
 
 from __future__ import annotations
@@ -45,13 +44,13 @@ from ..positions.relative import SinkPositions
 from .layer_attention import LayerAttention
 
 See = Callable[[int, LayerAttention], None]
-"""``see(layer, attention)``, called for every self-attention layer, in the order in which layers run."""
+"""A function ``see(number, attention)`` that is called for every self-attention layer, in the order of the layers."""
 
 
 def watched_stack(model: nn.Module) -> PreTrainedModel:
-    """The stack of ``model`` that reads the text: the encoder, or the decoder if there is no encoder.
+    """The stack of layers of ``model`` that reads the text: the encoder, or the decoder if there is no encoder.
 
-    It has no head, since logits would take the most memory.
+    The stack has no head, because logits would need more memory than everything else.
 
     Raises:
         BackendError: the model is not from transformers, reads no text, or its attention cannot be watched.
@@ -63,11 +62,11 @@ def watched_stack(model: nn.Module) -> PreTrainedModel:
 
 
 def _check_text(model: nn.Module, stack: nn.Module) -> None:
-    """Raise :class:`BackendError` unless the ``stack`` of ``model`` reads texts."""
-    read: Any = getattr(stack, "main_input_name", "input_ids")
-    if read != "input_ids":
+    """Raise :class:`BackendError` if ``stack``, a part of ``model``, does not read texts."""
+    main_input: Any = getattr(stack, "main_input_name", "input_ids")
+    if main_input != "input_ids":
         family = known_family(stack.config)
-        nouns = read if family is None else family.spec.nouns
+        nouns = main_input if family is None else family.spec.nouns
         raise BackendError(
             f"{type(model).__name__} reads {nouns}, but attention is measured on texts alone; `longattn search` "
             "measures what mechanisms keep of it, and hf_longattn.explain(model, inputs) says what runs."
@@ -75,8 +74,8 @@ def _check_text(model: nn.Module, stack: nn.Module) -> None:
 
 
 def tower_of_texts(model: nn.Module) -> tuple[Any, str]:
-    """The tower that reads texts, and its name; for a model without such a tower, the model and ``""``."""
-    # a multimodal model of this package has one backbone for all inputs
+    """The tower of ``model`` that reads texts, and its name. If there is no such tower, the model and ""."""
+    # A multimodal model of this package has no towers, but one backbone for all inputs.
     if not isinstance(model, PreTrainedModel) or model.config.model_type == MULTIMODAL_TYPE:
         return model, ""
     towers = towers_of(model)
@@ -87,7 +86,11 @@ def tower_of_texts(model: nn.Module) -> tuple[Any, str]:
 
 
 def watched_layers(model: nn.Module) -> PreTrainedModel:
-    """Like :func:`watched_stack`, but also for models that read other inputs than texts."""
+    """The stack of layers of ``model`` to watch, as in :func:`watched_stack`, for inputs of any kind.
+
+    Raises:
+        BackendError: the model is not from transformers, or its attention cannot be watched.
+    """
     if not isinstance(model, PreTrainedModel):
         raise BackendError(
             f"A {type(model).__name__} is not a model of transformers; load one with AutoModel.from_pretrained."
@@ -97,7 +100,9 @@ def watched_layers(model: nn.Module) -> PreTrainedModel:
     if getattr(model.config, "is_encoder_decoder", False):
         stack = model.get_encoder()
     if not isinstance(stack, PreTrainedModel):
-        raise BackendError(f"{type(model).__name__} has no stack of layers that could be watched.")
+        raise BackendError(f"{type(model).__name__} has no stack of layers that could be watched; give another model.")
+
+    # Can a model without mechanisms get some? Can a model with mechanisms be watched?
     if not layer_mechanisms(stack):
         if family is not None and family.spec.timed:
             long_class = family.model_classes.get(type(model).__name__, "its Long class")
@@ -123,45 +128,55 @@ def watched_layers(model: nn.Module) -> PreTrainedModel:
 def watched_inputs(
     model: nn.Module, inputs: Tensor | Mapping[str, Tensor]
 ) -> tuple[PreTrainedModel, Any, Grid | None, int]:
-    """The stack to watch, its arguments, the grid of an image's tokens, and the number of tokens.
+    """The stack to watch, its arguments, the grid of the tokens of an image (``None`` for others), and their number.
 
-    Texts and sounds have no grid (``None``). ``inputs`` are token ids ``(N,)``, or the processor's output for an image
-    or a sound.
+    Args:
+        inputs: token ids ``(N,)``, or the processor's output for an image or a sound.
 
     Raises:
-        BackendError: as :func:`watched_stack`, or the model does not read images on one grid of patches.
-        InputError: the image's size does not fit.
+        BackendError: as in :func:`watched_stack`, or the model does not read images on one grid of patches.
+        InputError: the size of the image does not fit.
     """
+    # A text
     if isinstance(inputs, Tensor):
         return watched_stack(model), inputs, None, len(inputs)
+
+    # A sound
     family = known_family(getattr(model, "config", None))
     stack = watched_layers(model)
     if family is not None and family.spec.timed:
         spec = family.spec
         return stack, inputs, None, spec.frames(stack.config, spec.as_input(inputs[spec.input]).shape[1])
-    of_grid = grid_spec(stack)
-    grid = of_grid.of_size(stack.config, tuple(inputs[PIXELS].shape[-2:]))
+
+    # An image
+    image_spec = grid_spec(stack)
+    grid = image_spec.of_size(stack.config, tuple(inputs[PIXELS].shape[-2:]))
     arguments: dict[str, Any] = dict(inputs)
-    if of_grid.interpolates:
+    if image_spec.interpolates:
         arguments[INTERPOLATE_ARGUMENT] = True
     return stack, arguments, grid, grid.length
 
 
 @contextlib.contextmanager
 def watching(stack: PreTrainedModel, see: See) -> Iterator[None]:
-    """Context in which every forward pass of ``stack`` calls ``see`` for each layer, before that layer's attention.
+    """Within the context, every forward pass of ``stack`` calls ``see`` for each layer, before the layer's attention.
 
-    ``stack``: from :func:`watched_stack`. ``see`` gets a softmax over all keys that the base's own attention sees.
+    The attention that ``see`` gets is a softmax over all keys that the base model's own attention sees.
+
+    Args:
+        stack: a stack from :func:`watched_stack`.
     """
     with evaluating(stack), with_mechanisms(stack):
         base = _base_attention(stack)
-        passed = itertools.count()
+        layer_numbers = itertools.count()
 
         def start(module: nn.Module, args: Any) -> None:
-            nonlocal passed
-            passed = itertools.count()  # layers may share a module (ALBERT), so they are counted as they run
+            """Before a forward pass: count layers from 0. They are counted as they run, because ALBERT's share one."""
+            nonlocal layer_numbers
+            layer_numbers = itertools.count()
 
         def hook(site: AttentionSite, mechanism: Any, args: tuple[Tensor, Tensor, Tensor, AttentionCall]) -> None:
+            """Before the attention of a layer: call ``see``."""
             q, k, _, call = args
             if q.shape[2] != k.shape[2] or len(q) != 1:
                 raise InputError(
@@ -175,9 +190,10 @@ def watching(stack: PreTrainedModel, see: See) -> Iterator[None]:
                     name, options, num_heads=q.shape[1], head_dim=q.shape[-1], max_length=q.shape[2]
                 )
                 within = window.attended_keys(q, k, call.replace(global_mask=None))
-            # full attention turns no sinks
-            relative = None if isinstance(mechanism.relative, SinkPositions) else mechanism.relative
-            see(next(passed), LayerAttention(q, k, call, relative, within, site.name, mechanism.name))
+            relative = mechanism.relative
+            if isinstance(relative, SinkPositions):  # full attention does not move the positions of sinks
+                relative = None
+            see(next(layer_numbers), LayerAttention(q, k, call, relative, within, site.name, mechanism.name))
 
         handles = [stack.register_forward_pre_hook(start)]
         try:
@@ -195,8 +211,10 @@ def watching(stack: PreTrainedModel, see: See) -> Iterator[None]:
 
 
 def run_stack(stack: PreTrainedModel, inputs: Any) -> None:
-    """Run one forward pass on token ids ``(N,)`` or with the given arguments, without gradients; token ids run without
-    a cache."""
+    """Run a forward pass without gradients.
+
+    ``inputs`` are token ids ``(N,)``, which are read without a cache, or the arguments of the stack by name.
+    """
     if isinstance(inputs, Tensor):
         inputs = {"input_ids": inputs[None]}
         if "use_cache" in inspect.signature(stack.forward).parameters:
@@ -210,15 +228,17 @@ def run_stack(stack: PreTrainedModel, inputs: Any) -> None:
 
 
 def is_causal(stack: PreTrainedModel) -> bool:
+    """Whether a self-attention layer of the stack is causal."""
     return any(site.causal for site in _sites(stack))
 
 
 def _sites(stack: nn.Module) -> list[AttentionSite]:
+    """The self-attention modules of the stack."""
     return [site for site in attention_sites(stack) if not site.cross]
 
 
 def _base_attention(stack: PreTrainedModel) -> LongAttentionConfig:
-    """The attention of the base itself: full, with sliding windows in the layers that have one."""
+    """The attention of the base model: full attention, or a sliding window in layers that have one."""
     config = stack.config.get_text_config()
     if not isinstance(getattr(config, "num_hidden_layers", None), int):
         return LongAttentionConfig("full")
@@ -227,11 +247,14 @@ def _base_attention(stack: PreTrainedModel) -> LongAttentionConfig:
 
 @contextlib.contextmanager
 def with_mechanisms(stack: PreTrainedModel) -> Iterator[None]:
-    """Context in which a plain model's layers run its own attention as mechanisms. A model with mechanisms is not
-    changed."""
+    """Within the context, a model without mechanisms computes its own attention by mechanisms.
+
+    A model that already has mechanisms is not changed.
+    """
     if layer_mechanisms(stack):
-        running = {attention_implementation(getattr(site.module, "config", None)) for site in _sites(stack)}
-        if others := running - {None, BACKEND}:
+        implementations = {attention_implementation(getattr(site.module, "config", None)) for site in _sites(stack)}
+        others = implementations - {None, BACKEND}
+        if others:
             raise BackendError(
                 f"{type(stack).__name__} attends by {min(map(str, others))!r}, not by its mechanisms; call "
                 f"model.set_attn_implementation({BACKEND!r}) first."

@@ -295,7 +295,7 @@ DAMAGED = (
         "does not define a .Foo.",
     ),
     ("modules.json", [{"path": ""} | {**MODULES[0], "path": "/etc"}], "lies outside of"),
-    ("sentence_bert_config.json", {"max_seq_length": "x"}, "says max_seq_length='x', which must be a whole number"),
+    ("sentence_bert_config.json", {"max_seq_length": "x"}, "says max_seq_length='x', but it must be a whole number"),
     ("sentence_bert_config.json", [], "must contain a JSON object"),
     ("1_Pooling/config.json", {"embedding_dimension": 32, "pooling_mode": 3}, "cannot be loaded: "),
 )

@@ -39,7 +39,7 @@ METHODS = {"tinybert": PARTS, "hidden": PARTS[:2], "logits": PARTS[3:]}
 PROJECTION = "distillation_projection"
 """Name of the student's module that projects its hidden states to the teacher's width."""
 QUERIES_AT_A_TIME = 256
-"""Number of queries whose attention scores are compared at a time. Untuned."""
+"""Number of queries whose attention scores are compared at a time."""
 QueryAndKey = tuple[Tensor, Tensor]
 
 
