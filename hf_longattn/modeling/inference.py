@@ -1,4 +1,4 @@
-"""Makes models fast on a CPU: :func:`optimize_for_inference` computes linear layers by oneDNN, in 8 bits or in fp32.
+"""Makes models fast on a CPU: :func:`optimize_for_inference` computes linear layers in 8 bits or in fp32.
 
 At 4,096 tokens, linear layers take three quarters of the time of a base-sized encoder with a window. (A single product
 for queries, keys and values would save 2 to 3 % of the time in 8 bits.)
@@ -6,6 +6,9 @@ for queries, keys and values would save 2 to 3 % of the time in 8 bits.)
 In 8 bits, the weight has one scale per output: its largest magnitude over 127. The input has one scale per token,
 computed in every call (dynamic and symmetric, as torchao's ``Int8DynamicActivationInt8WeightConfig``). A token's
 result therefore depends on no other token of its batch.
+
+``fp16`` is the low precision of processors without bf16. Inputs in 8 bits, and even 8-bit weights alone, lose too much
+there (``scripts/dev/benchmarks/half_weights.py``).
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache, partial
-from typing import Any, NoReturn, TypeVar, cast
+from typing import Any, ClassVar, NoReturn, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -31,8 +34,8 @@ from .attach.sound_chunks import run_in_chunks
 
 logger = logging.get_logger(LOGGER)
 Model = TypeVar("Model", bound=nn.Module)
-PRECISIONS = ("int8", "fp32")
-"""Precisions of linear layers. ``int8`` computes everything else in bf16."""
+PRECISIONS = ("int8", "fp16", "fp32")
+"""Precisions of linear layers. ``int8`` computes everything else in bf16, ``fp16`` all products in fp32."""
 TOKENS_PER_PIECE = 512
 """Maximum tokens, over all rows, per call of the feed-forward block and attention's output layer. Chosen by
 measurement (128 to 2,048)."""
@@ -81,6 +84,9 @@ def optimize_for_inference(model: Model, precision: str) -> Model:
       scale per token. Everything else is computed in bf16: embeddings, heads and trained parts of mechanisms; rotary
       frequencies stay in float32. It is the fastest without AMX. With AMX, bf16 is the fastest up to about 8,000
       tokens, and a warning says so.
+    - ``fp16``: linear layers, the output layer and the token embeddings have their weights in fp16, in half of the
+      memory. Everything is computed in fp32, so that outputs are those of fp32 to about 1e-3. It is for processors
+      without bf16, such as those with AVX2 alone. It saves memory, not time.
     - ``fp32`` converts a model from float16 or bfloat16 to float32. On processors of AMD with AVX-512, linear layers
       are then computed by oneDNN, twice as fast as by PyTorch's MKL; outputs are equal except for the order of sums.
     - For bf16, load the model with ``dtype=torch.bfloat16`` instead. ``model.to(torch.bfloat16)`` does the same for
@@ -91,14 +97,14 @@ def optimize_for_inference(model: Model, precision: str) -> Model:
       not, run these and their feed-forward layers on pieces of a long sound. The outputs are those of one pass, in a
       fraction of its memory.
 
-    The model is in eval mode afterwards, and its parameters need no gradients. After ``int8`` it computes none, stays
-    on its device in its dtypes, and cannot be saved; ``torch.compile`` compiles only the parts between 8-bit layers
-    (``fullgraph=True`` is an error).
+    The model is in eval mode afterwards, and its parameters need no gradients. After ``int8`` and ``fp16`` it computes
+    none, stays on its device in its dtypes, and cannot be saved; ``torch.compile`` compiles only the parts between
+    linear layers (``fullgraph=True`` is an error).
 
     Args:
         model: a Long model, a model after :func:`hf_longattn.enable_long_attention`, or any model of transformers or
             sentence-transformers. Further modules of the latter then compute in float32.
-        precision: ``int8`` or ``fp32``.
+        precision: ``int8``, ``fp16`` or ``fp32``.
 
     Returns:
         The same model.
@@ -106,7 +112,7 @@ def optimize_for_inference(model: Model, precision: str) -> Model:
     Raises:
         OptionError: the precision is unknown.
         BackendError: the model is not one of transformers, or is quantised, optimised already or not on the CPU; or
-            the processor has no bf16.
+            the processor has no bf16 (``int8``), or PyTorch no fbgemm (``fp16``).
     """
     first: Any = next(iter(model), None) if isinstance(model, nn.Sequential) else None
     if isinstance(transformer := getattr(first, "auto_model", None), PreTrainedModel):  # of sentence-transformers
@@ -120,14 +126,19 @@ def optimize_for_inference(model: Model, precision: str) -> Model:
     run_in_chunks(model)
     if precision == "int8":
         _round_to_bf16(model)
-        _replace_linear_layers(model)
+        _replace_linear_layers(model, Int8Linear)
         _run_in_pieces(model)
-        setattr(model, APPLY_METHOD, partial(_apply_to_all, model))
     else:
         if any(parameter.dtype in (torch.float16, torch.bfloat16) for parameter in model.parameters()):
             model.float()
             model.config.dtype = torch.float32
-        use_fast_products(model)
+        if precision == "fp16":
+            _halve_embeddings(model)
+            _replace_linear_layers(model, Fp16Linear)
+        else:
+            use_fast_products(model)
+    if precision != "fp32":
+        setattr(model, APPLY_METHOD, partial(_apply_to_all, model))
     setattr(model, PRECISION_ATTRIBUTE, precision)
     return model
 
@@ -148,10 +159,10 @@ def _run_in_pieces(model: nn.Module) -> None:
 
 
 def _apply_to_all(model: nn.Module, fn: Any, recurse: bool = True) -> Any:
-    """Replacement for ``_apply``, which ``to``, ``half`` … call. Raises the 8-bit layers' errors before any
+    """Replacement for ``_apply``, which ``to``, ``half`` … call. Raises the packed layers' errors before any
     tensor changes."""
     for module in model.modules():
-        if isinstance(module, Int8Linear):
+        if isinstance(module, PackedLinear):
             module._apply(fn)
     return type(model)._apply(model, fn, recurse)
 
@@ -181,10 +192,13 @@ def _check(model: Any, precision: str) -> None:
         return
     if (device := next((p.device.type for p in model.parameters() if p.device.type != "cpu"), None)) is not None:
         raise BackendError(
-            f"optimize_for_inference('int8') is for CPUs, but this model is on {device!r}; "
+            f"optimize_for_inference({precision!r}) is for CPUs, but this model is on {device!r}; "
             "call model.to('cpu') before, or load it with dtype=torch.bfloat16."
         )
-    check_bf16("precision='fp32'")
+    if precision == "int8":
+        check_bf16("precision='fp16'")
+    elif "fbgemm" not in torch.backends.quantized.supported_engines:
+        raise BackendError("This PyTorch has no products with weights in fp16 (fbgemm); choose precision='fp32'.")
 
 
 # ---- linear layers
@@ -258,25 +272,53 @@ def _in_float32(module: nn.Module, inputs: Any, features: dict[str, Any]) -> dic
     return {name: x.float() if isinstance(x, Tensor) and x.is_floating_point() else x for name, x in features.items()}
 
 
+def _rows_in_float32(module: nn.Module, inputs: Any, rows: Tensor) -> Tensor:
+    """Forward hook of an embedding in fp16."""
+    return rows.float()
+
+
 def _as_its_weight(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     weight: Any = module.weight
     return tuple(x.to(weight.dtype) for x in inputs)
 
 
-def _replace_linear_layers(model: PreTrainedModel) -> None:
-    """Replace linear layers of the base model by :class:`Int8Linear`."""
+def _halve_embeddings(model: PreTrainedModel) -> None:
+    """Keep token embeddings in fp16. Their outputs stay float32.
+
+    The table becomes a buffer, because models read their dtype from the first parameter. An output layer tied to the
+    table gets a copy of its own (:func:`_replace_linear_layers`).
+    """
+    with suppress(NotImplementedError):  # a base with several embeddings
+        table: Any = model.get_input_embeddings()
+        if not isinstance(table, nn.Embedding):
+            return
+        weight, half = table.weight, table.weight.detach().half()
+        for module in model.modules():
+            if isinstance(module, nn.Embedding) and module.weight is weight:
+                del module.weight
+                module.register_buffer("weight", half)
+                module.register_forward_hook(_rows_in_float32)
+
+
+def _replace_linear_layers(model: PreTrainedModel, kind: type[PackedLinear]) -> None:
+    """Replace linear layers of the base model by packed ones. In fp16, also the output layer."""
     inside = {id(module) for module in model.base_model.modules()}
+    output = id(model.get_output_embeddings())
+    if kind is Fp16Linear:
+        inside.add(output)
+    else:
+        inside.discard(output)
     with suppress(NotImplementedError):  # a base with several embeddings
         inside.discard(id(model.get_input_embeddings()))  # models read the embeddings' dtype
-    replacements: dict[nn.Module, Int8Linear] = {}
-    for module, parent, name in list(_linears(model)):
+    replacements: dict[nn.Module, PackedLinear] = {}
+    for module, parent, name in list(_linears(model, kind.original)):
         if id(module) not in inside:
             continue
         if module not in replacements:
             weight = cast(Tensor, module.weight).detach()
             if isinstance(module, Conv1D):
                 weight = weight.t()  # (out_features, in_features)
-            replacements[module] = Int8Linear(weight, cast("Tensor | None", module.bias))
+            replacements[module] = kind(weight, cast("Tensor | None", module.bias))
         setattr(parent, name, replacements[module])
 
 
@@ -302,18 +344,16 @@ def _in_pieces(function: Callable[..., Tensor], *tensors: Any) -> Tensor:
     return out
 
 
-def _linears(model: PreTrainedModel) -> Iterator[tuple[nn.Module, nn.Module, str]]:
-    """``(layer, parent, name)`` of every linear layer to replace.
+def _linears(model: PreTrainedModel, dtype: torch.dtype) -> Iterator[tuple[nn.Module, nn.Module, str]]:
+    """``(layer, parent, name)`` of every linear layer of ``dtype`` that can be replaced.
 
-    Excludes parts of mechanisms, output embeddings, layers with hooks or shared weights, and layers that stay in
-    float32."""
+    Excludes parts of mechanisms, and layers with hooks or shared weights."""
     excluded = {
         id(module)
         for mechanism in model.modules()
         if isinstance(mechanism, Mechanism)
         for module in mechanism.modules()
     }
-    excluded.add(id(model.get_output_embeddings()))
     owners: dict[int, set[int]] = {}
     for module in model.modules():
         for parameter in module.parameters(recurse=False):
@@ -321,9 +361,10 @@ def _linears(model: PreTrainedModel) -> Iterator[tuple[nn.Module, nn.Module, str
     for parent in list(model.modules()):
         for name, module in list(parent.named_children()):
             plain = type(module) in (nn.Linear, Conv1D) and id(module) not in excluded and not has_hooks(module)
-            if plain and all(
-                len(owners[id(parameter)]) == 1 and parameter.dtype == torch.bfloat16
-                for parameter in module.parameters()
+            if (
+                plain
+                and len(owners[id(module.weight)]) == 1
+                and all(parameter.dtype == dtype for parameter in module.parameters())
             ):
                 yield module, parent, name
 
@@ -361,7 +402,7 @@ def warn_of_overflow(model: Any) -> None:
         logger.warning(PRODUCTS_OVERFLOW)
 
 
-# ---- 8-bit linear layers
+# ---- linear layers in 8 bits, or with weights in fp16
 
 
 @torch.compiler.disable(
@@ -374,30 +415,31 @@ def _run_uncompiled(layer: nn.Module, x: Tensor) -> Tensor:
     return out
 
 
-class Int8Linear(nn.Module):
-    """A linear layer with 8-bit weights and inputs. Sums have 32 bits, outputs the original weight's dtype.
-
-    It computes no gradients, and stays on the CPU in its dtype.
+class PackedLinear(nn.Module):
+    """A linear layer whose weight is in the layout of a library's kernels. It computes no gradients, and stays on the
+    CPU in its dtype.
 
     Args:
         weight: ``(out_features, in_features)``, on the CPU.
         bias: ``(out_features,)``, or ``None``.
     """
 
+    original: ClassVar[torch.dtype]
+    """The dtype of the layers that a model's packed layers replace."""
     dtype: torch.dtype
     """The dtype of inputs and outputs."""
-    packed: Tensor
-    """The weight in oneDNN's layout."""
+    packed: Any
+    """The weight in the layout of the kernels."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         super().__init__()
         self.out_features, self.in_features = weight.shape
         self.dtype = weight.dtype
-        quantised, scale = quantise(weight.detach())
-        self.scale = scale.flatten()
-        self.packed = pack_int8(quantised)
-        self.zeros = torch.zeros(self.out_features, dtype=torch.int32)
         self.bias = None if bias is None else bias.detach().clone()
+
+    def product(self, x: Tensor) -> Tensor:
+        """Multiply rows ``(M, in_features)`` by the weight and add the bias: ``(M, out_features)``."""
+        raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
         """``x (…, in_features)`` -> ``(…, out_features)``.
@@ -437,7 +479,7 @@ class Int8Linear(nn.Module):
             )
         return self
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Int8Linear:
+    def __deepcopy__(self, memo: dict[int, Any]) -> PackedLinear:
         """The copy shares the weight, which never changes."""
         duplicate = type(self).__new__(type(self))
         duplicate.__dict__ |= {
@@ -445,6 +487,27 @@ class Int8Linear(nn.Module):
         }
         memo[id(self)] = duplicate
         return duplicate
+
+    def __getstate__(self, *_: Any) -> NoReturn:
+        raise BackendError(
+            "The weights of a model after optimize_for_inference are rounded and cannot be saved; save the "
+            "model before, or write a quantised checkpoint with `longattn compress`."
+        )
+
+    _save_to_state_dict = __getstate__  # type: ignore[assignment]
+
+
+class Int8Linear(PackedLinear):
+    """A linear layer with 8-bit weights and inputs. Sums have 32 bits, outputs the original weight's dtype."""
+
+    original = torch.bfloat16
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        super().__init__(weight, bias)
+        quantised, scale = quantise(weight.detach())
+        self.scale = scale.flatten()
+        self.packed = pack_int8(quantised)
+        self.zeros = torch.zeros(self.out_features, dtype=torch.int32)
 
     @property
     def weight(self) -> Tensor:
@@ -464,13 +527,25 @@ class Int8Linear(nn.Module):
                 torch.addcmul(self.bias, sums, scale.to(self.dtype), out=out[rows])
         return out
 
-    def __getstate__(self, *_: Any) -> NoReturn:
-        raise BackendError(
-            "The weights of a model after optimize_for_inference('int8') are rounded and cannot be saved; save the "
-            "model before, or write a quantised checkpoint with `longattn compress`."
-        )
 
-    _save_to_state_dict = __getstate__  # type: ignore[assignment]
+class Fp16Linear(PackedLinear):
+    """A linear layer with weights in fp16, which fbgemm converts to fp32 while it multiplies. Inputs, sums and outputs
+    are fp32."""
+
+    original = torch.float32
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        super().__init__(weight, bias)
+        self.packed = torch.ops.quantized.linear_prepack_fp16(weight.detach().contiguous(), self.bias)
+
+    @property
+    def weight(self) -> Tensor:
+        """No values. T5 reads the dtype of inputs in every call."""
+        return torch.empty(0, dtype=self.dtype)
+
+    def product(self, x: Tensor) -> Tensor:
+        out: Tensor = torch.ops.quantized.linear_dynamic_fp16(x, self.packed)
+        return out
 
 
 def quantise(x: Tensor) -> tuple[Tensor, Tensor]:

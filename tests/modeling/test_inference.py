@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import copy
+import os
 import pickle
+import subprocess
+import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -24,10 +28,12 @@ from hf_longattn.mechanisms.common.registry import mechanism_class
 from hf_longattn.modeling import inference as optimize
 from hf_longattn.modeling.inference import (
     ROWS_PER_PRODUCT,
+    Fp16Linear,
     Int8Linear,
     evaluating,
     quantise,
 )
+from scripts.dev.benchmarks.half_weights import ONLY_AVX2
 from scripts.dev.tools.small_models import TEXT_FAMILIES, small_image_config
 from tests.cases import every_case
 from tests.reference.small_models import CAUSAL, long_model, padding, plain_model, tokens
@@ -69,6 +75,52 @@ def test_an_int8_model_is_the_checkpoint_loaded_in_bf16_with_rounded_linear_laye
         assert ((found - expected)[real].norm(dim=-1) / expected[real].norm(dim=-1)).median() < 0.1
     else:
         assert (found - expected).norm() / expected.norm() < 0.1
+
+
+@every_case("base", TEXT_FAMILIES, of=24, code=kind_of_family)
+def test_an_fp16_model_computes_in_fp32_with_rounded_weights(base: str) -> None:
+    model = long_model(base, None, WINDOW)
+    fast = hf_longattn.optimize_for_inference(copy.deepcopy(model), "fp16")
+    assert any(isinstance(module, Fp16Linear) for module in fast.modules())
+    assert fast.get_input_embeddings().weight.dtype == torch.float16
+    for name, module in model.named_modules():
+        if isinstance(fast.get_submodule(name), Fp16Linear) or module is model.get_input_embeddings():
+            module.weight.data = module.weight.half().float()
+    expected, found = (run(x, base, **batch(60)) for x in (model, fast))
+    limit = 1e-3 if "gemma" in base else 1e-5  # Gemma scales its embeddings in their dtype
+    assert (found - expected).norm() < limit * expected.norm()
+
+
+def test_an_fp16_model_has_an_output_layer_of_its_own() -> None:
+    model = long_model("llama", "LlamaForCausalLM", WINDOW, tie_word_embeddings=True)
+    expected = model(**batch()).logits
+    hf_longattn.optimize_for_inference(model, "fp16")
+    assert type(model.lm_head) is Fp16Linear
+    assert (model(**batch()).logits - expected).norm() < 3e-3 * expected.norm()
+
+
+AVX2 = """
+import torch
+from transformers import BertConfig, BertModel
+import hf_longattn
+
+model, ids = BertModel(BertConfig(num_hidden_layers=1)).eval(), torch.arange(60)[None]
+expected = model(ids)[0]
+try:
+    hf_longattn.optimize_for_inference(model, "int8")
+except Exception as error:
+    print(error)
+found = hf_longattn.optimize_for_inference(model, "fp16")(ids)[0]
+print(torch.backends.cpu.get_cpu_capability(), bool((found - expected).norm() < 1e-3 * expected.norm()))
+"""
+
+
+@pytest.mark.thorough
+def test_a_processor_with_avx2_alone_takes_weights_in_fp16() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", AVX2], env={**os.environ, **ONLY_AVX2}, capture_output=True, text=True
+    )
+    assert done.stdout.endswith("choose precision='fp16'.\nAVX2 True\n"), done.stderr
 
 
 @every_case("name", list_mechanisms(grid=False), of=9, code=engine_of_form)
@@ -156,8 +208,8 @@ def test_hooked_and_tied_layers_and_mechanisms_are_not_optimised() -> None:
     assert rotary.rotary_emb.inv_freq.dtype == torch.float32
 
 
-def test_an_int8_model_is_not_saved_or_pickled(tmp_path: Path) -> None:
-    model = hf_longattn.optimize_for_inference(long_model("bert", None, WINDOW), "int8")
+def test_a_model_with_packed_weights_is_not_saved_or_pickled(tmp_path: Path) -> None:
+    model = hf_longattn.optimize_for_inference(long_model("bert", None, WINDOW), "fp16")
     for save in (lambda: model.save_pretrained(tmp_path), lambda: pickle.dumps(model)):
         with pytest.raises(
             BackendError, match="save the model before, or write a quantised checkpoint with `longattn compress`"
@@ -280,9 +332,9 @@ def test_a_warning_says_where_int8_is_not_the_fastest(amx: bool, monkeypatch: py
     assert warnings == [optimize.INT8_IS_SLOWER] * amx
 
 
-def test_optimize_for_inference_refuses_precisions_and_models_that_do_not_fit() -> None:
+def test_optimize_for_inference_refuses_precisions_and_models_that_do_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     model = long_model("bert", None, WINDOW)
-    with pytest.raises(OptionError, match=r"There is no precision 'int4'; choose one of int8, fp32."):
+    with pytest.raises(OptionError, match=r"There is no precision 'int4'; choose one of int8, fp16, fp32."):
         hf_longattn.optimize_for_inference(model, "int4")
     with pytest.raises(OptionError, match=r"for bf16, load the model with dtype=torch\.bfloat16"):
         hf_longattn.optimize_for_inference(model, "bf16")
@@ -293,6 +345,9 @@ def test_optimize_for_inference_refuses_precisions_and_models_that_do_not_fit() 
         hf_longattn.optimize_for_inference(model, "int8")
     with pytest.raises(BackendError, match="is for CPUs, but this model is on 'meta'"):
         hf_longattn.optimize_for_inference(long_model("bert", None, WINDOW).to("meta"), "int8")
+    monkeypatch.setattr(torch.backends, "quantized", SimpleNamespace(supported_engines=["qnnpack"]))
+    with pytest.raises(BackendError, match=r"no products with weights in fp16 \(fbgemm\); choose precision='fp32'"):
+        hf_longattn.optimize_for_inference(long_model("bert", None, WINDOW), "fp16")
 
 
 def test_evaluating_gives_every_module_its_mode_back() -> None:
@@ -314,6 +369,14 @@ def test_an_int8_model_refuses_other_dtypes_and_devices_unchanged() -> None:
             change()
     for same in (model, copy.deepcopy(model), model.to("cpu").bfloat16()):
         assert torch.equal(same(**batch()).last_hidden_state, expected)
+
+
+def test_fp16_linear_equals_its_definition() -> None:
+    for rows, features, outputs in SHAPES:
+        plain = nn.Linear(features, outputs).requires_grad_(False)
+        x = torch.randn(rows, 2, features)
+        expected = x.double() @ plain.weight.half().double().T + plain.bias
+        torch.testing.assert_close(Fp16Linear(plain.weight, plain.bias)(x), expected.float(), rtol=1e-5, atol=1e-5)
 
 
 NEEDS_BF16 = pytest.mark.skipif(not cpu_computes_bf16(), reason="this processor computes no bf16")
