@@ -6,7 +6,8 @@
 The models are all-MiniLM-L6-v2 and Gemma 3 270M (`make real-decoder`). Variables tell the libraries of PyTorch to use
 AVX2 alone, and a fresh process reads them. Each way is compared with fp32 token by token, in the last hidden states.
 Times are processor seconds of one thread, in turns with fp32. They are left out for 8-bit weights, which only round
-here. ONNX Runtime reads no such variable, but its sums are the same with all instructions, so that its cosines hold.
+here. Texts have no special tokens. ONNX Runtime reads no such variable, but its sums are the same with all
+instructions, so that its cosines hold.
 """
 
 from __future__ import annotations

@@ -23,7 +23,16 @@ from hf_longattn.modeling.family.definition import CAUSAL_LANGUAGE_MODELS, FACTS
 from hf_longattn.names import TESTED
 from hf_longattn.training.recipes import ready_recipes
 from scripts.dev import RESULTS, ROOT
-from scripts.dev.benchmarks import engines, kernel, onnx_graphs, padding, stock_windows, unread_masks, whole_texts
+from scripts.dev.benchmarks import (
+    engines,
+    half_weights,
+    kernel,
+    onnx_graphs,
+    padding,
+    stock_windows,
+    unread_masks,
+    whole_texts,
+)
 from scripts.dev.benchmarks.gpu_check import markdown as gpu_markdown
 from scripts.dev.benchmarks.memory import footprint_table
 from scripts.dev.benchmarks.report import markdown_table, where
@@ -280,6 +289,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "launches": lambda: launches.table(stored("launches")["rows"]),
     "launches-of-inputs": lambda: launches.table_of_inputs(stored("launches")["rows"]),
     "engines": partial(measured, "engines", engines.table),
+    "half-weights": lambda: half_weights.table(stored("half_weights")),
     "onnx-graphs": partial(measured, "onnx_graphs", onnx_graphs.table),
     **{name: partial(measured, name, footprint_table) for name in ("memory", "memory-deberta-v2")},
     "decoder-loss": lambda: decoder.loss_table(stored("decoder")),
