@@ -1,6 +1,6 @@
-"""Sound: its conversion to frames, the tokens of an audio model, and the config of Long audio models.
+"""Sound: how many frames an input has, what a model reads, and the config of Long audio models.
 
-A frame covers some samples, or some rows of a spectrogram.
+Frames are the tokens of an audio model. A frame covers several samples, or several rows of a spectrogram.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from .input_spec import Example, InputSize, InputSizes, InputSpec, has_processor
 from .long_config import LongEncoderConfig
 
 COUNTED_SECONDS = 10.0
-"""Duration of the meta-device input on which the operations of convolutions are counted."""
+"""Duration of the input, on the meta device, for which the operations of convolutions are counted."""
 SHOWN_SECONDS = 30
-"""Maximum duration, in seconds, of the sound in a card's example, so that it runs quickly."""
+"""Maximum duration, in seconds, of the sound in a model card's example, so that the example runs quickly."""
 MASK = "attention_mask"
 """The argument of ``forward`` with 1 for every real sample, or row of features, and 0 for padding."""
 
 
 @dataclass(frozen=True)
 class Convolution:
-    """Output t depends on ``kernel`` inputs from ``stride * t - left`` on.
+    """The shape of a convolution along time. Output t depends on the ``kernel`` inputs from ``stride * t - left`` on.
 
-    left, right: number of zeros before the first input and after the last one.
+    left, right: number of zeros added before the first input and after the last one.
     """
 
     kernel: int
@@ -44,10 +44,12 @@ class Convolution:
     right: int = 0
 
     def outputs(self, inputs: int) -> int:
+        """Number of outputs for this number of inputs."""
         return max(0, (inputs + self.left + self.right - self.kernel) // self.stride + 1) if inputs else 0
 
 
 def outputs_of(convolutions: Sequence[Convolution], inputs: int) -> int:
+    """Number of outputs of a chain of convolutions for this number of inputs."""
     for convolution in convolutions:
         inputs = convolution.outputs(inputs)
     return inputs
@@ -59,16 +61,16 @@ def unpadded_convolutions(config: Any) -> list[Convolution]:
 
 
 def normalised_over_time(config: Any) -> str:
-    """Why a feature encoder needs the complete sound (its norm is over time). Empty if the norm is over the channels
-    of each frame."""
+    """Why padding changes the frames of a wav2vec 2.0 model, even with a mask: its feature encoder has a norm over
+    time. Empty if the norm is over the channels of each frame."""
     if config.feat_extract_norm != "group":
         return ""
     return "its feature encoder normalises every channel over the whole sound (feat_extract_norm='group')"
 
 
 def adapted(config: Any, length: int) -> int:
-    """Number of rows of the last hidden state for ``length`` samples: one per frame, or fewer after Wav2Vec2's
-    adapter."""
+    """Number of rows of the last hidden state for ``length`` samples. There is one row per frame, or fewer if the
+    model has Wav2Vec2's adapter, which shortens its output."""
     frames = outputs_of(unpadded_convolutions(config), length)
     for _ in range(config.num_adapter_layers if getattr(config, "add_adapter", False) else 0):
         frames = (frames - 1) // config.adapter_stride + 1
@@ -77,22 +79,23 @@ def adapted(config: Any, length: int) -> int:
 
 @dataclass(frozen=True)
 class AudioSpec(InputSpec):
-    """The sound that a model reads, and the frames on which its attention runs.
+    """The sound that a model reads, and the frames on which its attention runs. Arrows describe functions.
 
-    input: the argument of ``forward`` with the sound: samples ``(B, N)``, or features ``(B, N, F)``. ``N`` is called
-        the length.
+    input: the argument of ``forward`` with the sound: samples ``(B, N)``, or features ``(B, N, F)``. Methods call
+        ``N`` the length.
     rate: samples, or rows of features, per second.
     features: ``config ->`` number of features per row; ``None`` for samples.
     time_axis: the input's axis along time.
-    front: ``config ->`` the convolutions from the input to the tokens of the layers with attention.
-    outputs: ``(config, length) ->`` rows of the last hidden state; ``None`` for one per frame.
+    front: ``config ->`` the convolutions from the input to the frames.
+    outputs: ``(config, length) ->`` number of rows of the last hidden state; ``None`` for one row per frame.
     positions: how positions are encoded, as one word.
-    why_padding_changes: why padding after a sound changes its frames, even with a mask; empty if it does not.
+    why_padding_changes: ``config ->`` why padding after a sound changes its frames, even with a mask; empty if it does
+        not.
     why_train: ``(config, head) ->`` why the base's class ``head`` needs training for sounds longer than the source's;
-        empty if unknown.
-    extractor_fields: ``(seconds) ->`` fields of the feature extractor that cut or pad a sound to this duration.
+        empty if no reason is known.
+    extractor_fields: ``seconds ->`` fields of the feature extractor that cut or pad a sound to this duration.
     hands_keywords_down: whether the base passes keyword arguments of ``forward`` on to its attention modules.
-    reads_longer: whether the base reads sounds that are longer than those of its training.
+    reads_longer: whether the base reads sounds longer than those in its training.
     """
 
     reads, noun, nouns, units = "sound", "sound", "sounds", "seconds"
@@ -119,11 +122,13 @@ class AudioSpec(InputSpec):
     """Samples per second of the recordings from which a feature extractor makes the input."""
 
     def durations(self, config: Any) -> tuple[float, float]:
-        """Two durations in seconds: the base's maximum in training, and the converted model's."""
-        trained, converted = self.trained_seconds(config), getattr(config, "long_audio_seconds", None)
+        """Two maximum durations in seconds: in the base's training, and of the converted model."""
+        trained = self.trained_seconds(config)
+        converted = getattr(config, "long_audio_seconds", None)
         return trained, trained if converted is None else converted
 
     def size(self, config: Any, value: Any) -> InputSize:
+        """The size of a sound of ``value`` seconds, and at least one frame."""
         length = max(self.length(value), self.length_of(config, 1))
         return InputSize(value, self.frames(config, length), duration(value), "audio_seconds")
 
@@ -149,7 +154,9 @@ class AudioSpec(InputSpec):
             )
 
     def example(self, folder: Path, config: Any, length: int) -> Example:
-        seconds, task = min(self.durations(config)[1], SHOWN_SECONDS), "feature-extraction"
+        """Code for a card that makes an input: with the feature extractor if the folder has one, else random."""
+        seconds = min(self.durations(config)[1], SHOWN_SECONDS)
+        task = "feature-extraction"
         if has_processor(folder):
             lines = (
                 "samples = "
@@ -168,17 +175,20 @@ class AudioSpec(InputSpec):
         return Example(task, None, line)
 
     def trained_seconds(self, config: Any) -> float:
-        """Maximum duration in seconds in the checkpoints' training, for models without a limit."""
+        """Maximum duration, in seconds, of sounds in the base's training. The default is for bases that read sounds of
+        any duration."""
         return 15
 
     def further_operations(self, config: Any, skeleton: Any) -> int:
-        """Multiply-accumulate operations of all convolutions per frame."""
+        """Multiply-accumulate operations of all convolutions per frame. They are counted in a forward pass on the meta
+        device."""
         operations = 0
 
         def count(module: Any, args: Any, output: Any) -> None:
+            """Forward hook of a convolution. Adds its operations; a multiply–add counts as two."""
             nonlocal operations
-            frames = output[0] if isinstance(output, tuple) else output
-            operations += 2 * module.weight[0].numel() * frames.numel()
+            values = output[0] if isinstance(output, tuple) else output
+            operations += 2 * module.weight[0].numel() * values.numel()
 
         # a copy, so that use_base_attention does not change the skeleton's config
         model = copy.deepcopy(skeleton).eval()
@@ -192,7 +202,7 @@ class AudioSpec(InputSpec):
         return operations // (2 * self.frames(config, self.length(COUNTED_SECONDS)))
 
     def converted_seconds(self, seconds: float) -> float:
-        """The target duration of a conversion for sounds of ``seconds``."""
+        """The duration, in seconds, for which a model is converted if a user asks for ``seconds``."""
         return seconds
 
     def step(self, config: Any) -> int:
@@ -201,8 +211,7 @@ class AudioSpec(InputSpec):
         return round(hour / self.output_rows(config, hour))
 
     def frames(self, config: Any, length: int) -> int:
-        """Number of tokens of the layers with attention for an input of this length. An upper bound; 0 if the input is
-        too short."""
+        """Maximum number of frames for an input of this length; 0 if the input is too short for one."""
         return outputs_of(self.front(config), length)
 
     def length(self, seconds: float) -> int:
@@ -222,28 +231,34 @@ class AudioSpec(InputSpec):
         return bisect_left(range(2**40), frames, key=lambda length: self.frames(config, length))
 
     def seeded(self, config: Any, seconds: float) -> Tensor:
-        """A fixed random input of this duration. ``(1, N)`` or with an axis of features, from a normal
-        distribution."""
+        """A random input of this duration from a normal distribution, the same in every call. ``(1, N)``, or with an
+        axis of features in the model's order of axes."""
         length = max(self.length(seconds), self.length_of(config, 1))
         shape = (length,) if self.features is None else (length, self.features(config))
         return self.as_input(torch.randn(1, *shape, generator=torch.Generator().manual_seed(0))).contiguous()
 
     def as_input(self, rows: Tensor) -> Tensor:
-        """Move the axes of sounds ``(B, N, …)`` to the model's order. The same call moves them back."""
+        """Move the axis of time in sounds ``(B, N, …)`` to the model's ``time_axis``. The same call moves it back."""
         return rows.movedim(1, self.time_axis)
 
     def arguments(self, sound: Tensor, lengths: list[int] | None = None) -> dict[str, Any]:
-        """Keyword arguments of ``forward`` for ``sound (B, N, …)``. The sound comes first. A mask follows if the
-        sounds' ``lengths`` are given."""
+        """Keyword arguments of ``forward``: the sound first, and then a mask ``(B, N)`` if lengths are given.
+
+        Args:
+            sound: ``(B, N, …)``.
+            lengths: the length of each sound without padding.
+        """
         if lengths is None:
             return {self.input: sound}
-        return {self.input: sound, MASK: (torch.arange(sound.shape[1]) < torch.tensor(lengths)[:, None]).long()}
+        real = torch.arange(sound.shape[1]) < torch.tensor(lengths)[:, None]
+        return {self.input: sound, MASK: real.long()}
 
     def check(self, config: Any, arguments: Mapping[str, Any], *, values: bool = True) -> None:
         """Raise an error if the model cannot read the input, or would read padding as sound.
 
         Args:
-            values: whether the values of a mask can be read (not in a graph).
+            arguments: the arguments of ``forward``, by name.
+            values: whether to check the values of the mask, which a graph does not know.
 
         Raises:
             InputError: the shape or type is wrong, the sound is too short for one frame, or the mask does not fit or
@@ -290,8 +305,7 @@ class AudioSpec(InputSpec):
             least = self.length_of(config, 1)
             raise InputError(
                 f"A sound of the batch has {shortest} {unit}, but a frame takes {least} "
-                f"({self.seconds(least):.3g} s); leave it "
-                "out, or pad it with zeros and a mask of 1."
+                f"({self.seconds(least):.3g} s); leave it out, or pad it with zeros and a mask of 1."
             )
 
 
@@ -302,9 +316,9 @@ WAV2VEC2 = AudioSpec(outputs=adapted, why_padding_changes=normalised_over_time)
 class LongAudioConfig(LongEncoderConfig):
     """Mixin before the base's config class: ``class LongWav2Vec2Config(LongAudioConfig, Wav2Vec2Config)``.
 
-    long_attention: as in a text model; default: a ``window`` of :attr:`context_frames` on each side.
-    long_audio_seconds: duration, in seconds, for which the model was converted. Longer sounds are read as well, up to
-        the model's last position.
+    long_attention: as in a text model. The default is a ``window`` of :attr:`context_frames` on each side.
+    long_audio_seconds: duration, in seconds, for which the model was converted. The model also reads longer sounds, up
+        to its last position.
     """
 
     default_mechanism = "window"

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 FACTS_FILE = Path(__file__).parents[2] / "families" / "families.json"
 """Rows of the families without a Python file, and why other text models have no family (:func:`stored_facts`)."""
 MODEL_NAME = re.compile(r"(Model|Backbone|For[A-Z]\w+)$")
+"""Matches the names of model classes."""
 CAUSAL_LANGUAGE_MODELS = ("ForCausalLM", "LMHeadModel")
 """Endings of classes with one stack that predict the next token."""
 LANGUAGE_MODELS = ("ForMaskedLM", "ForPreTraining", *CAUSAL_LANGUAGE_MODELS, "DoubleHeadsModel")
@@ -36,7 +37,7 @@ TOWER_CONFIG = "_config"
 UNLIMITED_LENGTH = 1 << 30
 """Lengths from here on mean no limit. A tokenizer without a maximum length has 1e30."""
 LENGTHS = ("max_position_embeddings", "max_encoder_position_embeddings", "max_seq_len")
-"""Names of the maximum length in configs. The last two are LED's and MPT's."""
+"""Config fields with the maximum length. The last two are the names in LED and MPT."""
 
 
 def tower_field(name: str) -> str:
@@ -45,18 +46,17 @@ def tower_field(name: str) -> str:
 
 
 def without_head(model: Any) -> Any:
-    """The model below its head. A model without a head is returned as it is, even if its ``base_model`` is only a part
-    of it (DINOv3)."""
+    """The model below the head of ``model``. A model without a head is returned itself, even if its ``base_model`` is
+    another (DINOv3)."""
     return model if type(model).__name__.endswith(WITHOUT_HEAD) else model.base_model
 
 
 @dataclass(frozen=True)
 class AttentionNames:
-    """Unusual names in a base's attention modules. :mod:`hf_longattn.modeling.attach.attention_sites` has the usual
-    ones.
+    """Unusual names in a base's attention modules. Empty for the usual names, which
+    :mod:`hf_longattn.modeling.attach.attention_sites` has.
 
-    query, key, value: names of the projections; "" for the usual ones.
-    output: name of the output projection.
+    query, key, value, output: names of the projections.
     head_dim: name of the width of heads, in the module or its config.
     """
 
@@ -68,30 +68,30 @@ class AttentionNames:
 
 
 ENTERED: list[Callable[[Any], None]] = []
-"""Functions called with each family that is registered. :mod:`..classes` adds one; family files import :class:`Family`
-from there."""
+"""Functions that are called with each family when it is registered. :mod:`..classes` adds the function that makes Long
+classes. Files of families therefore import :class:`Family` from there."""
 
 
 @dataclass(frozen=True)
 class Family:
-    """A base architecture and its Long classes (:mod:`.classes`).
+    """A base architecture and its Long classes (:mod:`..classes`).
 
     config_class: the Long config, a subclass of ``LongConfig`` and of the base's config.
     position_tables: the tables to extend; empty for rotary models.
     rope: whether positions are rotary in every model; see :meth:`rotary`.
     relative: whether positions are only terms of the scores (T5), which do not limit the length.
-    no_positions: whether there are no positions at all (Jamba), unless a config chooses rotary ones.
-    classes: the base's model classes, if its package has other models as well (CLIP's also has a text model).
-    inner: model classes of the base that heads call in place of the base model (``OPTDecoder``), besides encoder and
+    no_positions: whether there are no positions (Jamba), unless a config chooses rotary positions.
+    classes: names of the base's model classes, if its package also has classes of other models (CLIP's package has
+        those of a text model).
+    inner: names of model classes that heads call in place of the base model (``OPTDecoder``), besides encoder and
         decoder.
-    stack: the base's class of both the encoder and the decoder, if there is a single one (``T5Stack``).
+    stack: name of the base's class, if encoder and decoder have the same (``T5Stack``).
     attention: unusual names in the attention modules.
-    sizes: unusual names of config fields, ``{"n_hidden": "width"}``, with which tests make small models.
-    backbone_classes: model classes of the base, besides the base model, that have their own embeddings and layers
+    sizes: unusual config fields -> the usual ones, such as ``{"n_hidden": "width"}``. Tests make small models by them.
+    backbone_classes: names of model classes, besides the base model, that have their own embeddings and layers
         (``Dinov2Backbone``).
     mixin: the first base class of every Long class, if the base needs more than mechanisms on its attention modules.
-    spec: what the models read, an :class:`.input_spec.InputSpec`: texts by default, or images on a grid, sound,
-        several towers.
+    spec: what the models read, an :class:`.input_spec.InputSpec` of texts (the default), images, sound or towers.
     """
 
     config_class: type[PreTrainedConfig]
@@ -166,17 +166,17 @@ class Family:
 
     @cached_property
     def exports(self) -> tuple[str, ...]:
-        """The family's public names: the config's and the models'."""
+        """The public names of the family: its config class and its model classes."""
         return (self.config_class.__name__, *self.model_classes.values())
 
     @cached_property
     def base_model_name(self) -> str:
-        """Name of the base's model class without a head. SigLIP's text model has no ``AutoModel`` entry."""
+        """Name of the base's model class without a head."""
         from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 
-        return MODEL_MAPPING_NAMES.get(self.base_model_type) or next(
-            name for name in self.classes if name.endswith("Model")
-        )
+        registered = MODEL_MAPPING_NAMES.get(self.base_model_type)
+        # AutoModel does not know SigLIP's text model, for example
+        return registered or next(name for name in self.classes if name.endswith("Model"))
 
     @property
     def towers(self) -> dict[str, Family]:
@@ -185,7 +185,7 @@ class Family:
         return {name: FAMILIES[config_class.base_model_type] for name, config_class in configs.items()}
 
     def by_tower(self, config: Any) -> dict[str, tuple[Family, Any]]:
-        """Name -> family and config of each tower; a model without towers is one of an empty name."""
+        """Name -> family and config of each tower. A model without towers counts as one tower with an empty name."""
         if not self.towers:
             return {"": (self, config)}
         return {name: (tower, getattr(config, tower_field(name))) for name, tower in self.towers.items()}
@@ -197,51 +197,57 @@ class Family:
 
     @cached_property
     def stacks(self) -> dict[str, str]:
-        """Base name -> Long name of an encoder and a decoder: ``{"BartEncoder": "LongBartEncoder", …}``. Empty for a
-        base of one stack."""
+        """Names of the base's encoder and decoder -> names of their Long classes: ``{"BartEncoder": "LongBartEncoder",
+        …}``. Empty for a base that is not an encoder-decoder."""
         stem = self.base_model_name.removesuffix("Model")
         names = (self.stack,) if self.stack is not None else (f"{stem}Encoder", f"{stem}Decoder")
         return {name: f"{long_prefix(self.base_model_type)}{name}" for name in names} if self.two_stacks else {}
 
     @cached_property
     def parts(self) -> dict[str, str]:
-        """Base name -> Long name of model classes that are used only inside other models."""
+        """Names of the base's model classes that are used only inside other models -> names of their Long classes."""
         return {**self.stacks, **{name: f"{long_prefix(self.base_model_type)}{name}" for name in self.inner}}
 
     def has_decoder(self, head: str) -> bool:
+        """Whether the base's class ``head``, of an encoder-decoder, has a decoder."""
         return self.two_stacks and not head.endswith(ENCODER_ALONE)
 
     def has_encoder(self, head: str) -> bool:
+        """Whether the base's class ``head``, of an encoder-decoder, has an encoder."""
         return self.two_stacks and not head.endswith(DECODER_ALONE)
 
     def base_length(self, config: Any, table: PositionTable | None = None) -> int:
-        """The value of ``table.field`` in the base's config, special rows included. Without a table, the base's
-        maximum length."""
+        """The maximum length in a config of the base: of ``table``, with rows that are not positions if they are
+        counted there; of the model without a table."""
         if self.relative:
-            of_long: Any = self.config_class
-            return int(of_long.length_in(config.to_dict()))
-        # stacks may share a field
+            config_class: Any = self.config_class
+            return int(config_class.length_in(config.to_dict()))
+        # in a base, encoder and decoder may share a field
         field = "max_position_embeddings" if table is None or not hasattr(config, table.field) else table.field
         return int(getattr(config, field))
 
     def longest(self, config: Any) -> int:
-        """Maximum tokens of an input, without special rows of a table. ``config``: a config of the family or of its
-        base.
+        """Maximum tokens of an input. Rows of a position table that are not positions do not count.
 
-        For images and sound, the tokens of the size in the config. With towers, the tokens of the text.
+        For images and sound, it is the number of tokens of the size in the config. With towers, it is the text's.
+
+        config: a config of the family or of its base.
         """
         return int(self.spec.most_tokens(self, config))
 
     def scales_rotations(self, config: Any) -> bool:
-        """Whether ``rope_parameters`` of this config can scale rotary positions."""
+        """Whether positions are rotary with this config, and ``rope_parameters`` can scale them."""
+        if not hasattr(config, "rope_parameters"):
+            return False
         chosen = getattr(config, "position_embedding_type", None) == "rope" or getattr(config, "use_mem_rope", False)
-        return hasattr(config, "rope_parameters") and (self.rope or (self.no_positions and bool(chosen)))
+        return self.rope or (self.no_positions and bool(chosen))
 
     def rotary(self, config: Any) -> bool:
         """Whether positions are rotary, in every model of the family or with this config."""
         return self.rope or getattr(config, "position_embedding_type", None) == "rotary"
 
     def table(self, name: str) -> PositionTable | None:
+        """The position table whose parameter has this name; ``None`` for other parameters."""
         return next((table for table in self.position_tables if re.search(table.pattern, name)), None)
 
     def model_class(self, name: str) -> type[Any]:
@@ -252,25 +258,25 @@ class Family:
         return getattr(importlib.import_module(self.base_package), name)
 
     def long_class_of(self, base: type) -> type[Any] | None:
-        """The Long class made from ``base``. ``None`` if that is not a model class of this family's base."""
+        """The Long class of the model class ``base``; ``None`` if ``base`` does not belong to this family."""
         if base.__name__ not in self.model_classes and base.__name__ not in self.parts:
             return None
         return self.model_class(base.__name__) if base.__module__.startswith(f"{self.base_package}.") else None
 
 
 def family_names(model_types: Collection[str]) -> list[str]:
-    """The ``model_types`` with a family, which is either a file in :mod:`hf_longattn.families` or a row in
-    ``families.json``."""
+    """Those of the ``model_types`` that have a family: a file in :mod:`hf_longattn.families`, or a row in
+    ``families.json``. Sorted."""
     modules = {*module_names("families"), *family_rows()}
-    # `module_name`, for long tables
+    # as module_name does, which would be a call for each of many types
     return sorted(model_type for model_type in model_types if model_type.replace("-", "_") in modules)
 
 
 @cache
 def stored_facts() -> Mapping[str, dict[str, Any]]:
-    """``families.json``, which `make docs` writes (:mod:`scripts.dev.tools.derived`).
+    """The content of ``families.json``, which ``make docs`` writes (:mod:`scripts.dev.tools.derived`).
 
-    transformers: the ``version`` from which ``derived`` was read.
+    transformers: the ``version`` of transformers from whose classes ``derived`` was made.
     written: model type -> row of its family, written by hand.
     derived: model type -> row of its family, derived from transformers' classes.
     refused: model type -> why it has no family.
@@ -282,15 +288,16 @@ def stored_facts() -> Mapping[str, dict[str, Any]]:
 def family_rows() -> Mapping[str, tuple[str, Mapping[str, Any]]]:
     """Module name -> model type and row of every family without a file.
 
-    A row has the non-default arguments of :class:`Family`, with our classes as dotted paths below ``hf_longattn``. It
-    may also have:
+    A row has the non-default arguments of :class:`Family`. Classes of this package are dotted paths below
+    ``hf_longattn``. These fields are no arguments, or differ from them:
 
-    about: the module's docstring.
-    config: the mixin of the config class; ``LongConfig`` by default. attributes: class attributes that differ from the
-        mixin's.
+    about: the docstring of the family's module.
+    config: the mixin of the config class; ``LongConfig`` by default.
+    attributes: class attributes that the config class changes.
     head_dim: see :class:`AttentionNames`.
-    spec: a spec's path, and the fields that differ from it.
-    replaced: names of the base's module classes -> our subclasses or mixins. mixin: the class that replaces them.
+    spec: the path of a spec, and the fields in which the family's spec differs from it.
+    replaced: names of the base's module classes -> the subclasses or mixins that replace them.
+    mixin: the mixin that replaces these modules.
     towers: names of towers -> model types of their families.
     """
     facts = stored_facts()
@@ -309,14 +316,14 @@ def base_config_name(base_model_type: str) -> str:
 
 @cache
 def long_prefix(base_model_type: str) -> str:
-    """The prefix of a base's Long classes: ``Long``. ``LongAttention`` if transformers itself has such a class
-    (``LongT5Model``)."""
+    """The prefix of a base's Long classes: ``Long``, or ``LongAttention`` if transformers has a class of that name
+    itself (``LongT5Config``)."""
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
     name = f"Long{CONFIG_MAPPING_NAMES[base_model_type]}"
-    taken = name in CONFIG_MAPPING_NAMES.values() and any(
-        config == name for known, config in CONFIG_MAPPING_NAMES.items() if not known.startswith("long_")
-    )
+    # the table also has the Long classes, under model types that start with "long_"
+    types = [model_type for model_type, config in CONFIG_MAPPING_NAMES.items() if config == name]
+    taken = any(not model_type.startswith("long_") for model_type in types)
     return "LongAttention" if taken else "Long"
 
 
@@ -327,12 +334,12 @@ def first_word(base_model_type: str) -> str:
 
 
 def long_config(module: str, mixin: type[Any], base: type[PreTrainedConfig], **attributes: Any) -> type[Any]:
-    """The Long config class of a ``base`` config.
+    """Make the Long config class of a ``base`` config.
 
     Args:
-        module: name of the family's module, in which the class is defined.
+        module: name of the family's module, to which the class belongs.
         mixin: mixin of the class, for example ``LongGridConfig``.
-        attributes: class attributes that differ from the mixin's.
+        attributes: further attributes of the class.
     """
     attributes |= {
         "__module__": module,
@@ -343,7 +350,7 @@ def long_config(module: str, mixin: type[Any], base: type[PreTrainedConfig], **a
 
 
 def module_name(model_type: str) -> str:
-    """The module of a model type, in transformers and here: ``"xlm-roberta"`` -> ``"xlm_roberta"``."""
+    """The module name of a model type, in transformers and in this package: "xlm-roberta" -> "xlm_roberta"."""
     return model_type.replace("-", "_")
 
 
@@ -368,22 +375,24 @@ def long_names(base_model_type: str, classes: tuple[str, ...]) -> dict[str, str]
 
 @cache
 def exported_names(base_model_type: str) -> tuple[str, ...]:
-    """The family's :attr:`Family.exports`. Only a family with a file is imported."""
+    """The family's :attr:`Family.exports`. A family without a file is not imported for them."""
     if module_name(base_model_type) in module_names("families"):
         return FAMILIES[base_model_type].exports
-    row, config = family_rows()[module_name(base_model_type)][1], base_config_name(base_model_type)
+    row = family_rows()[module_name(base_model_type)][1]
+    config = base_config_name(base_model_type)
     models = long_names(base_model_type, tuple(row.get("classes", ()))).values()
-    # False for model types with only a tokenizer
+    # some model types have only a tokenizer, and no config in their package
     defined = config in dir(importlib.import_module(base_package(base_model_type)))
     return (f"{long_prefix(base_model_type)}{config}", *models) if defined else tuple(models)
 
 
 _REGISTERED: dict[str, Family] = {}
-"""Model type of the base -> the family; imported families only."""
+"""Model type of the base -> the family, for families that are imported already."""
 
 
 def attention_names(module: Any) -> AttentionNames:
-    """The unusual names in an attention module, from its family. Families of one package share attention modules."""
+    """The unusual names in an attention module, which the family of its package knows. The usual names for modules of
+    other packages."""
     for parent in type(module).__mro__:
         package = parent.__module__.rpartition(".")[0]
         for family in _REGISTERED.values():
@@ -393,8 +402,8 @@ def attention_names(module: Any) -> AttentionNames:
 
 
 class _Families(Mapping[str, Family]):
-    """Base model type -> family. Families are imported on first use, from the module of :mod:`hf_longattn.families`
-    with that name, which may be generated."""
+    """Base model type -> family. A family is imported on first use, from the module of its name in
+    :mod:`hf_longattn.families`. That module may be a file, or made from a row of ``families.json``."""
 
     @cached_property
     def _names(self) -> list[str]:
@@ -439,7 +448,7 @@ def family_in(values: Mapping[str, Any]) -> Family | None:
 
 
 def longest_input(config: Any) -> int | None:
-    """Maximum number of tokens of a model's input, special ones included; ``None`` if unlimited."""
+    """Maximum number of tokens of a model's input, special tokens included; ``None`` if unlimited."""
     limit = getattr(config, "max_position_embeddings", None)
     family = known_family(config)
     if family is None:
@@ -458,31 +467,36 @@ def length_before_conversion(config: Any) -> int | None:
     before = getattr(config, "extended_from", None)
     if not isinstance(before, dict):
         return None
+    # a config with the values of the short checkpoint
     long_fields = ("max_decoder_position_embeddings", "long_image_size", "long_audio_seconds")
     values = {name: value for name, value in config.to_dict().items() if name not in long_fields}
-    length: Any = FAMILIES[config.base_model_type].longest(type(config).from_dict({**values, **before}))
+    short_config = type(config).from_dict({**values, **before})
+    length: Any = FAMILIES[config.base_model_type].longest(short_config)
     return length if isinstance(length, int) else None
 
 
 def family_for_class(name: str) -> Family | None:
-    """The family of the public class ``name``, or ``None``. Imports only families with a matching class prefix.
+    """The family with the public class ``name``; ``None`` if there is none. Imports few families.
 
     Raises:
         CheckpointError: the base has this head, but the family has no Long class for it. The message says what to load
             instead.
     """
     files = module_names("families")
-    # for example "gemma3" and "gemma3_text" for LongGemma3Model; families with a file come last, because they must be
-    # imported
+    # several families may have the prefix of a class: "gemma3" and "gemma3_text" that of LongGemma3Model
     bases = [base for base in FAMILIES if name.startswith(f"{long_prefix(base)}{first_word(base)}")]
+    # families with a file come last, because their names are known only after an import
     for base in sorted(bases, key=lambda base: module_name(base) in files):
         if name in exported_names(base):
             return FAMILIES[base]
     for base in bases:
         head = name.removeprefix(long_prefix(base))
-        if head in dir(importlib.import_module(base_package(base))) and (family := FAMILIES[base]).classes:
+        if head not in dir(importlib.import_module(base_package(base))):
+            continue
+        family = FAMILIES[base]
+        if family.classes:
             long_classes = " or ".join(sorted(family.model_classes.values()))
-            # AutoModel would report an AttributeError as a bug in transformers
+            # not an AttributeError, which AutoModel would report as a bug in transformers
             raise CheckpointError(
                 f"{head} has no Long class; load the model as {long_classes}, or the checkpoint that it was made from "
                 f"as {head}."
@@ -491,11 +505,13 @@ def family_for_class(name: str) -> Family | None:
 
 
 def known_length(config: Any, tokenizer: Any | None, model: Any) -> int | None:
-    """Maximum tokens of an input, special tokens included, by config and tokenizer. ``None`` if neither has a maximum.
+    """Maximum tokens of an input, special tokens included. It is the smallest number among those of the config, the
+    tokenizer and the model's position tables; ``None`` without any.
 
-    model: a model of any architecture. Positions may start after a padding row in its position table (Longformer).
+    model: a model of any architecture.
     """
     lengths = [longest_input(config), getattr(tokenizer, "model_max_length", None)]
+    # positions start after the row of the padding id (Longformer)
     for name, table in model.named_modules():
         if name.endswith("position_embeddings") and getattr(table, "padding_idx", None) is not None:
             lengths.append(table.num_embeddings - table.padding_idx - 1)

@@ -30,14 +30,14 @@ PATCH_MASK = "bool_masked_pos"
 
 @dataclass(frozen=True)
 class GridSpec(InputSpec):
-    """The grid of an image, which the patch embedding cuts into patches without overlap. A size is ``(height, width)``
-    in pixels.
+    """The images that a model reads, and the grid of their patches, which do not overlap. Methods take and return an
+    image's size as ``(height, width)`` in pixels.
 
-    prefix: number of tokens before the patches, or a function of the config that returns it.
-    square: heads of the base that arrange patches as a square image.
+    prefix: number of tokens before the patches, or a function of the config that returns this number.
     interpolates: whether ``forward`` takes ``interpolate_pos_encoding``, by which the base resizes its position table.
-    adds_positions: whether positions are only a table added to the patches. The base can then compute the patches of a
-        crop by themselves, without prefix tokens.
+    adds_positions: whether positions are only a table that is added to the patches. The base can then compute the
+        patches of a part of an image, without prefix tokens.
+    square: class names of the base's heads that arrange patches as a square image.
     """
 
     reads, noun, nouns, units = "grid", "image", "images", "pixels"
@@ -49,6 +49,7 @@ class GridSpec(InputSpec):
     square: tuple[str, ...] = ()
 
     def prefix_of(self, config: Any) -> int:
+        """Number of tokens before the patches."""
         return self.prefix if isinstance(self.prefix, int) else self.prefix(config)
 
     def patch(self, config: Any) -> tuple[int, ...]:
@@ -70,13 +71,17 @@ class GridSpec(InputSpec):
         return f"{' × '.join(map(str, size))} pixels"
 
     def pixels(self, config: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Two sizes in pixels: of the trained position table, and of the conversion."""
+        """Two sizes in pixels: for which the position table was trained, and for which the model was converted."""
         trained = image_size(config.image_size)
         converted = getattr(config, "long_image_size", None)
         return trained, trained if converted is None else image_size(converted)
 
     def size(self, config: Any, value: Any) -> InputSize:
-        """From pixels, height and width, or text such as "768x1024"."""
+        """The size of an image. ``value``: pixels of both sides, or height and width, or text such as "768x1024".
+
+        Raises:
+            InputError: ``value`` is none of these, or a side is not a multiple of the patch.
+        """
         sides = value
         if isinstance(value, str) and (typed := re.fullmatch(r"(\d{1,6})(?:[x×](\d{1,6}))?", value.strip().lower())):
             sides = [int(side) for side in typed.groups(typed[1])]
@@ -105,12 +110,15 @@ class GridSpec(InputSpec):
             )
 
     def untrained(self, sizes: InputSizes, mechanism: Mechanism, strategy: str, positions: str, causal: bool) -> str:
+        """Why tiled positions need training: a cell sees two cells with equal positions. Empty if none does."""
         if positions == TILE and not fits_tiles(sizes, on_grid(mechanism, sizes.new.grid)):
             return "sees cells of several repetitions of the tiled positions"
         return ""
 
     def example(self, folder: Path, config: Any, length: int) -> Example:
-        (height, width), task = self.pixels(config)[1], "image-feature-extraction"
+        """Code for a card that makes an input: with the image processor if the folder has one, else random."""
+        height, width = self.pixels(config)[1]
+        task = "image-feature-extraction"
         if has_processor(folder):
             return image_example(task, height, width)
         line = (
@@ -120,7 +128,7 @@ class GridSpec(InputSpec):
         return Example(task, None, line)
 
     def seeded(self, config: Any, size: tuple[int, ...]) -> Tensor:
-        """A fixed random input of this size, ``(1, channels, …)``, from a normal distribution."""
+        """A random input ``(1, channels, *size)`` from a normal distribution, the same in every call."""
         return torch.randn(1, int(config.num_channels), *size, generator=torch.Generator().manual_seed(0))
 
     def of_size(self, config: Any, size: tuple[int, ...]) -> Grid:
@@ -140,8 +148,8 @@ class GridSpec(InputSpec):
         return Grid(tuple(pixels // side for pixels, side in zip(size, patch, strict=True)), self.prefix_of(config))
 
     def check_head(self, head: str, config: Any, arguments: Mapping[str, Any]) -> None:
-        """Raise :class:`InputError` for an image that the base's class ``head`` does not read, or for which it has no
-        loss."""
+        """Raise :class:`InputError` for an image that the base's class ``head`` does not read: one that is not square,
+        or one of another size in the computation of a loss."""
         pixels = arguments.get(PIXELS)
         if pixels is None or head not in self.square:
             return
@@ -149,9 +157,8 @@ class GridSpec(InputSpec):
         if height != width:
             raise InputError(
                 f"{head} puts the patches of an image together to a square, but this one has {height} × {width} "
-                "pixels; "
-                f"crop or resize it, for example to {min(height, width)} × {min(height, width)}, or use a model "
-                "without this head."
+                f"pixels; crop or resize it, for example to {min(height, width)} × {min(height, width)}, or use a "
+                "model without this head."
             )
         trained = image_size(config.image_size)
         if arguments.get(PATCH_MASK) is not None and (height, width) != trained:
@@ -161,13 +168,14 @@ class GridSpec(InputSpec):
             )
 
     def of_input(self, config: Any, arguments: Mapping[str, Any]) -> Grid | None:
-        """The grid of a forward pass, or ``None`` without an input."""
+        """The grid of the images in the arguments of ``forward``; ``None`` without images."""
         pixels = arguments.get(PIXELS)
         return None if pixels is None else self.of_size(config, tuple(pixels.shape[-2:]))
 
 
 def sides_of(size: Any) -> tuple[int, ...]:
-    """One number of pixels for both axes, or a list of several, as a tuple. Empty if ``size`` is neither."""
+    """The sides of a size that is given as one number for both axes, or as a list of numbers. Empty if ``size`` is
+    neither."""
     sides = [size, size] if isinstance(size, int) else size
     if isinstance(sides, list | tuple) and all(type(side) is int and side > 0 for side in sides):
         return tuple(sides)
@@ -175,7 +183,7 @@ def sides_of(size: Any) -> tuple[int, ...]:
 
 
 def image_size(size: Any) -> tuple[int, ...]:
-    """A size in pixels, given as one number or several, as a tuple with the height first.
+    """The sides of a size that is given as one number of pixels for both axes, or as several, height first.
 
     Raises:
         InputError: ``size`` is neither.
@@ -189,12 +197,13 @@ def image_size(size: Any) -> tuple[int, ...]:
 class LongGridConfig(LongEncoderConfig):
     """Mixin before the base's config class: ``class LongViTConfig(LongGridConfig, ViTConfig)``.
 
-    long_attention: as in a text model; default: ``window2d`` if the base's attention is full.
-    image_size: the base's, unchanged: the size of the images for which the position table was trained.
-    long_image_size: ``(height, width)``, in pixels, for which the model was converted. Other sizes are read as well.
-    position_extension: the positions of larger images. ``"interpolate"`` resizes the table by the base's own method.
+    long_attention: as in a text model. The default is ``window2d`` if the base's attention is full.
+    image_size: the size of the images for which the position table was trained, as in the base's config.
+    long_image_size: ``(height, width)``, in pixels, for which the model was converted. The model also reads other
+        sizes.
+    position_extension: how larger images get positions. ``"interpolate"`` resizes the table by the base's own method.
         ``"tile"`` repeats the table along both axes, so every whole repetition has exactly the trained positions
-        (Bolya et al. 2023, Window Attention is Bugged). Both leave the stored table unchanged.
+        (Bolya et al. 2023, Window Attention is Bugged). Neither changes the stored table.
     """
 
     default_mechanism = "window2d"
@@ -217,7 +226,11 @@ class LongGridConfig(LongEncoderConfig):
 
 
 def fits_tiles(sizes: InputSizes, layer: Mechanism) -> bool:
-    """Whether every cell sees only cells in its own tile, where the old position table is tiled over the new grid."""
+    """Whether every cell sees only cells with different positions, if the old position table is repeated over the new
+    grid. This is so if the blocks of cells that see each other divide the old grid.
+
+    layer: the mechanism of a layer, on the new grid.
+    """
     blocks = grid_blocks(layer, sizes.new.grid)
     return blocks is not None and all(
         side % block == 0 for side, block in zip(sizes.old.grid.sizes, blocks, strict=True)
@@ -225,7 +238,10 @@ def fits_tiles(sizes: InputSizes, layer: Mechanism) -> bool:
 
 
 def image_example(task: str | None, height: int, width: int) -> Example:
-    """Code for a model card that prepares an input with the image processor."""
+    """Code for a model card that makes an input of ``height`` × ``width`` pixels with the image processor.
+
+    task: the Hub's name of the model's task; ``None`` without one.
+    """
     lines = (
         f'image = Image.new("RGB", ({width}, {height}), "white")  # or yours: Image.open("photo.jpg").convert("RGB")\n'
         'inputs = processor(image, return_tensors="pt")'

@@ -1,5 +1,5 @@
-"""What a family's models read: sizes of inputs, the spec of texts, and the base class for specs of grids, sound and
-towers."""
+"""What the models of a family read: sizes of inputs, the spec of texts, and the base class for the specs of images,
+sound and towers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 USUAL_LENGTH = 512
 """Maximum tokens of most short models."""
 AUTO = "auto"
-"""The setting ``positions`` by which a conversion chooses how positions are extended."""
+"""The value of the setting ``positions`` with which a conversion chooses how positions are extended."""
 PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 TOKENIZER_FILES = ("tokenizer*", "vocab*", "merges*", "*.model", "*.spm", "*.tiktoken")
 
@@ -48,7 +48,8 @@ class InputSize:
 
     @property
     def values(self) -> dict[str, Any]:
-        """The size for a report, without the number of tokens. JSON-serialisable."""
+        """The size in a report, by name, without the number of tokens: ``{"audio_seconds": 15.0}``. Empty for texts.
+        JSON-serialisable."""
         values: dict[str, Any] = {}
         if self.name:
             values[self.name] = list(self.value) if isinstance(self.value, tuple) else self.value
@@ -57,8 +58,8 @@ class InputSize:
         return values
 
     def bound(self, layers: Sequence[Mechanism]) -> list[Mechanism]:
-        """The mechanism of every layer for inputs of this size. On a grid, mechanisms are bound to it and numbered by
-        layer."""
+        """The mechanism of every layer for inputs of this size. If the input has a grid, each mechanism becomes one
+        for that grid, and gets the number of its layer."""
         from ...mechanisms.common.capabilities import on_grid
 
         return [on_grid(mechanism, self.grid, layer=number) for number, mechanism in enumerate(layers)]
@@ -66,10 +67,11 @@ class InputSize:
 
 @dataclass(frozen=True)
 class InputSizes:
-    """Maximum input sizes of source and result. With several towers, sizes of the text tower."""
+    """Maximum input sizes of a conversion's source and result. For a model with several towers, those of the text
+    tower."""
 
     spec: InputSpec
-    at: Callable[[Any], InputSize]  # the size for a value, as a user may type it
+    at: Callable[[Any], InputSize]  # makes a size from a value that a user types
     old: InputSize  # of the source
     new: InputSize  # of the result
     reads_new: bool = False  # whether the source also reads inputs of the new size
@@ -80,7 +82,8 @@ class InputSizes:
 
     def steps(self) -> list[InputSize]:
         """The old size, its doublings, and the new size."""
-        sizes, largest = [self.old], self.new.value
+        sizes = [self.old]
+        largest = self.new.value
         while sizes[-1].value != largest:
             value = sizes[-1].value
             if isinstance(value, tuple):
@@ -97,13 +100,14 @@ class InputSizes:
         self.spec.check_mechanism(mechanism)
         if self.new.grid is not None:
             on_grid(mechanism, self.new.grid, check=True)
-            on_grid(mechanism, self.old.grid).pairs(self.old.tokens)  # the result reads the old size, too
+            # the result also reads inputs of the old size; counting their pairs raises an error if that is impossible
+            on_grid(mechanism, self.old.grid).pairs(self.old.tokens)
 
 
 @dataclass(frozen=True)
 class Example:
-    """The part of a model card's code that depends on what a model reads. ``hub/card.md`` has the rest and runs the
-    model."""
+    """The part of a model card's code that depends on what a model reads. The template ``hub/card.md`` has the other
+    code, which runs the model."""
 
     task: str | None  # the Hub's task name for a model without a head; None if these cards have no task
     # variable and class name of the tokenizer or processor; None if the folder has neither
@@ -113,7 +117,7 @@ class Example:
 
 
 class InputSpec:
-    """The input spec of a family's models, :attr:`.definition.Family.spec`."""
+    """Base class of input specs, which say what the models of a family read (:attr:`.definition.Family.spec`)."""
 
     reads: ClassVar[str]
     """Name of the modality, such as "sound"."""
@@ -122,26 +126,26 @@ class InputSpec:
     nouns: ClassVar[str]
     """The same noun in the plural."""
     units: ClassVar[str] = ""
-    """What a size counts besides tokens; empty if it counts only tokens."""
+    """The unit of sizes, such as "seconds"; empty if sizes are numbers of tokens."""
     timed: ClassVar[bool] = False
     """Whether inputs have a duration."""
     mixins: ClassVar[tuple[str, str]] = ("modeling.mixin.LongAttentionMixin", "modeling.mixin.LongBaseModelMixin")
-    """Paths below this package of the mixins of models with a head, and of the base model."""
+    """Dotted paths, below this package, of two mixins: for models with a head, and for the base model."""
     docstring: ClassVar[str] = """{base} with the mechanisms of ``config.long_attention``.
 
 ``forward`` takes the arguments of {base}, and ``global_attention_mask (B, N)``{whose}, 1 = global token,
 ``documents (B, N)``, the numbers of documents packed into one row, ``memory`` and ``memory_reset (B,)``; see
 :meth:`new_memory`. :meth:`use_base_attention` computes the attention of {base} instead.
 """
-    """The docstring of Long classes; ``whose`` names the stack of an encoder-decoder."""
+    """The docstring of Long classes. ``base`` is the base's class, and ``whose`` is " of the encoder" or empty."""
     on_grid: ClassVar[bool] = False
     """Whether tokens are the patches of an image."""
     further: Mapping[str, int | str] = {}
-    """Argument of ``forward`` with more integers per token -> their number per token, or the config field with the
-    number."""
+    """Further arguments of ``forward`` with several integers per token, such as the boxes of words on a page. Each is
+    mapped to its number of integers per token, or to the config field with this number."""
 
     def size(self, config: Any, value: Any) -> InputSize:
-        """The size of an input for a model of one stack. ``value``: the size as typed by a user."""
+        """The size of an input for a model that is not divided into towers. ``value``: the size as a user types it."""
         raise NotImplementedError
 
     def sizes(self, family: Any, config: Any) -> InputSizes:
@@ -149,6 +153,7 @@ class InputSpec:
         raise NotImplementedError
 
     def between(self, config: Any, old: Any, new: Any, reads_new: bool = False) -> InputSizes:
+        """The sizes of a conversion from ``old`` to ``new``, which are values as for :meth:`size`."""
         at = partial(self.size, config)
         return InputSizes(self, at, at(old), at(new), reads_new)
 
@@ -158,28 +163,41 @@ class InputSpec:
             raise OptionError(f"{mechanism.name} reads a grid, and the model reads a {self.noun}.")
 
     def untrained(self, sizes: InputSizes, mechanism: Mechanism, strategy: str, positions: str, causal: bool) -> str:
-        """Why the planned ``strategy`` for positions (``positions`` in the settings) needs training with this
-        mechanism, or ""."""
+        """Why the result of a conversion needs training with this mechanism; empty without a reason.
+
+        Args:
+            strategy: how the conversion extends positions.
+            positions: the setting ``positions`` from which the strategy was chosen.
+            causal: whether later tokens are hidden.
+        """
         return ""
 
     def example(self, folder: Path, config: Any, length: int) -> Example:
-        """Code for a card that makes an input of at most ``length`` tokens for the model in ``folder`` with this
-        config."""
+        """Code for a model card that makes an input of at most ``length`` tokens.
+
+        Args:
+            folder: the model's folder, whose tokenizer or processor the code loads.
+            config: the model's config.
+        """
         return Example(None)
 
     def most_tokens(self, family: Any, config: Any) -> int:
-        """Maximum number of tokens of one input, without special rows of a table. ``config``: of the family or of its
-        base."""
+        """Maximum number of tokens of one input. Rows of a position table that are not positions do not count.
+
+        config: a config of the family or of its base.
+        """
         return self.sizes(family, config).new.tokens
 
     def further_operations(self, config: Any, skeleton: Any) -> int:
-        """Multiply-accumulate operations per token besides linear layers. ``skeleton``: the Long model on the meta
-        device."""
+        """Multiply-accumulate operations per token that are not those of attention or of linear layers.
+
+        skeleton: the Long model on the meta device.
+        """
         return 0
 
     def further_inputs(self, config: Any, rows: int, length: int) -> dict[str, Tensor]:
-        """Deterministic values ``(rows, length, width)`` int64 for the arguments in :attr:`further`. Values never
-        decrease along the width, so that they are valid boxes."""
+        """Values ``(rows, length, width)`` int64 for the arguments in :attr:`further`, the same in every call. Values
+        never decrease along the width, so that they are valid boxes (left, top, right, bottom)."""
         import torch
 
         random = torch.Generator().manual_seed(0)
@@ -203,7 +221,10 @@ class TextSpec(InputSpec):
         return InputSize(value, value, f"{value} tokens" if value else "any number of tokens")
 
     def sizes(self, family: Any, config: Any) -> InputSizes:
-        """Lengths from :data:`USUAL_LENGTH` to the maximum of this model. ``family``: ``None`` for other models."""
+        """Lengths from :data:`USUAL_LENGTH` to the model's maximum.
+
+        family: ``None`` for a model without a family.
+        """
         if family is not None:
             longest = family.longest(config)
         else:
@@ -211,15 +232,18 @@ class TextSpec(InputSpec):
         return self.between(config, min(USUAL_LENGTH, longest or USUAL_LENGTH), longest or USUAL_LENGTH)
 
     def most_tokens(self, family: Any, config: Any) -> int:
-        alone = family.two_stacks and not config.is_encoder_decoder
-        table = next((entry for entry in family.position_tables if entry.decoder == alone), None)
+        """Maximum number of tokens of a text, by the position table of the encoder, or of a decoder without one."""
+        decoder_alone = family.two_stacks and not config.is_encoder_decoder
+        table = next((entry for entry in family.position_tables if entry.decoder == decoder_alone), None)
         if table is None:
             return int(config.max_position_embeddings)
         if hasattr(config, table.field):
             return table.tokens(config)
-        return family.base_length(config, table) - table.config_value(0, config)
+        return family.base_length(config, table) - table.config_value(0, config)  # a base's config lacks the field
 
     def untrained(self, sizes: InputSizes, mechanism: Mechanism, strategy: str, positions: str, causal: bool) -> str:
+        """Why longer texts need training with this mechanism and this strategy for positions; empty without a
+        reason."""
         from ...mechanisms.common.masked import needs_training_by
 
         if strategy.startswith("rope:") and positions == AUTO:  # the conversion chooses rope scaling by the mechanism
@@ -227,7 +251,8 @@ class TextSpec(InputSpec):
         return needs_training_by(mechanism, strategy, sizes.old.tokens, sizes.new.tokens, causal)
 
     def example(self, folder: Path, config: Any, length: int) -> Example:
-        """Code for a card. For models of pages with word boxes, it only loads the tokenizer."""
+        """Code for a model card that tokenizes a text. For models that also read word boxes, it only loads the
+        tokenizer."""
         task = "feature-extraction"
         if not tokenizer_files(folder):
             return Example(task)

@@ -1,4 +1,4 @@
-"""Rotary positions of an extended model, for conversions and for configs loaded with a larger length."""
+"""Plans the rotary positions of a model for a larger length, in a conversion or in a config."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ if TYPE_CHECKING:
 
 
 def furthest_positions(config: Any, attention: LongAttentionConfig, causal: bool | None) -> list[int | None]:
-    """Largest distance at which each layer of a rotary stack sees a key, in positions; ``None`` if unbounded.
+    """The largest distance, in positions, at which each layer of a rotary model sees a key; ``None`` for a layer
+    without a bound.
 
-    causal: whether the layers are causal; ``None`` if unknown, for the larger distance of both forms.
+    causal: whether the layers are causal. If this is ``None`` (unknown), the larger distance of both forms counts.
     """
     layers = attention.prototypes(range(getattr(config, "decoder_layers", config.num_hidden_layers)))
-    forms = [
-        [furthest_position(layer, form) for layer in layers]
-        for form in ((True, False) if causal is None else (causal,))
-    ]
-    return [None if None in distances else max(distances) for distances in zip(*forms, strict=True)]
+    forms = (True, False) if causal is None else (causal,)
+    by_form = [[furthest_position(layer, form) for layer in layers] for form in forms]
+    return [None if None in distances else max(distances) for distances in zip(*by_form, strict=True)]
 
 
 def positions_without_end(family: Family, config: Any) -> int | None:
-    """Number of positions that a query looks back, its own included; ``None`` if texts have a maximum length.
+    """Number of positions that queries look back, their own included, in a model without a maximum length of texts.
+    ``None`` for other models.
 
-    Texts have no maximum length in a rotary decoder if every layer sees a bounded distance, and if rotations do not
-    change with the length of a text.
+    A rotary decoder has no maximum length if every layer sees a bounded distance, and if rotations do not change with
+    the length of a text.
     """
     if not family.scales_rotations(config) or not config.attending[1] or "dynamic" in str(config.rope_parameters):
         return None
@@ -49,10 +49,10 @@ def plan_rotary(
     *,
     causal: bool | None,
 ) -> RopePlan:
-    """The rotary positions of a model extended from ``old_length`` to ``new_length`` tokens.
+    """The rotary positions of a model that is extended from ``old_length`` to ``new_length`` tokens.
 
-    If each layer type has its own rotary parameters (Gemma 3), only types with layers that see beyond the old length
-    are scaled.
+    If each layer type has its own rotary parameters (Gemma 3), they are scaled only for types with layers that see
+    beyond the old length.
 
     Args:
         config: the base's config, or a Long config with the base's ``rope_parameters``.
@@ -61,8 +61,9 @@ def plan_rotary(
         causal: as for :func:`furthest_positions`.
 
     Raises:
-        OptionError: see :func:`~hf_longattn.positions.rope.rope_parameters`. Also if the kind moves the positions of
-            distant tokens, and no layer has full attention, or another layer sees beyond the old length.
+        OptionError: see :func:`~hf_longattn.positions.rope.rope_parameters`. Also for a kind that moves the positions
+            of distant tokens in full attention, if no layer has full attention, or if a layer with another mechanism
+            sees beyond the old length.
     """
     heads = getattr(config, "decoder_attention_heads", config.num_attention_heads)
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
@@ -70,6 +71,7 @@ def plan_rotary(
     old = config.rope_parameters or {}
 
     def plan(kind: str, parameters: dict[str, Any], distances: list[int | None]) -> RopePlan:
+        """The plan for layers that share rotary ``parameters``, and see keys within ``distances``."""
         frequencies = int(head_dim * (parameters.get("partial_rotary_factor") or 1.0)) // 2
         planned = rope_parameters(
             kind,
@@ -80,51 +82,47 @@ def plan_rotary(
             frequencies=frequencies,
         )
         if planned.relative and relative_class(planned.relative).counts_tokens:
-            # some layers must have full attention, and the others see no further than the old length
-            mechanisms = attention.prototypes(range(len(furthest)))
-            others = [
-                (mechanism.name, seen)
-                for mechanism, seen in zip(mechanisms, furthest, strict=True)
-                if not isinstance(mechanism, Full)
-            ]
-            far = next((name for name, distance in others if distance is None or distance >= old_length), None)
-            if far is not None or len(others) == len(furthest):
-                problem = (
-                    "no layer has that"
-                    if far is None
-                    else f"mechanism {far!r} sees beyond the {old_length} tokens of the source"
-                )
+            # it moves positions in full attention only, so other layers must not see beyond the old length
+            layers = zip(attention.prototypes(range(len(furthest))), furthest, strict=True)
+            others = [(layer.name, distance) for layer, distance in layers if not isinstance(layer, Full)]
+            too_far = [name for name, distance in others if distance is None or distance >= old_length]
+            problem = ""
+            if too_far:
+                problem = f"mechanism {too_far[0]!r} sees beyond the {old_length} tokens of the source"
+            elif len(others) == len(furthest):
+                problem = "no layer has that"
+            if problem:
                 raise OptionError(
                     f"rope:{planned.scaling} moves the positions of distant tokens in full attention, but {problem}; "
                     "choose mechanism='full' for such layers, or other positions."
                 )
         return planned
 
-    of_layers = getattr(config, "layer_types", None) or ()
-    # some have none
-    kinds = {
-        kind: parameters for kind, parameters in old.items() if kind in of_layers and isinstance(parameters, dict)
-    }
-    if not kinds:
+    # one set of parameters for all layers, or one for each layer type; a type may have none
+    layer_types = getattr(config, "layer_types", None) or ()
+    by_type = {name: values for name, values in old.items() if name in layer_types and isinstance(values, dict)}
+    if not by_type:
         return plan(positions, old, furthest)
     plans: dict[str, RopePlan] = {}
-    for kind, parameters in kinds.items():
-        distances = [distance for distance, layer_kind in zip(furthest, of_layers, strict=True) if layer_kind == kind]
-        plans[kind] = plan(positions, parameters, distances)
+    for name, parameters in by_type.items():
+        distances = [
+            distance for distance, layer_type in zip(furthest, layer_types, strict=True) if layer_type == name
+        ]
+        plans[name] = plan(positions, parameters, distances)
         reach = positions_in(distances)
         if reach is not None and reach <= old_length:
-            plans[kind] = plan("rope:none", parameters, distances)
-    decisive = next(
-        (plan_of_kind for plan_of_kind in plans.values() if plan_of_kind.scaling != "none"), next(iter(plans.values()))
-    )
-    of_kinds = {**old, **{kind: plan_of_kind.parameters for kind, plan_of_kind in plans.items()}}
-    exact = all(plan_of_kind.exact for plan_of_kind in plans.values())
-    length = min(plan_of_kind.max_position_embeddings for plan_of_kind in plans.values())
-    return RopePlan(decisive.scaling, of_kinds, length, exact, decisive.relative)
+            plans[name] = plan("rope:none", parameters, distances)
+    # join the plans: the first that scales names the kind of scaling
+    planned = [*plans.values()]
+    decisive = next((each for each in planned if each.scaling != "none"), planned[0])
+    parameters = {**old, **{name: each.parameters for name, each in plans.items()}}
+    exact = all(each.exact for each in planned)
+    length = min(each.max_position_embeddings for each in planned)
+    return RopePlan(decisive.scaling, parameters, length, exact, decisive.relative)
 
 
 def positions_in(distances: Sequence[int | None]) -> int | None:
-    """Number of positions within the largest of some distances; ``None`` if unbounded."""
+    """Number of positions within the largest of ``distances``, the query's own included; ``None`` if unbounded."""
     if None in distances:
         return None
     return max((distance + 1 for distance in distances if distance is not None), default=0)

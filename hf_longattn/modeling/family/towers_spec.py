@@ -22,7 +22,7 @@ TOWERS = "towers"
 
 
 class TowersSpec(InputSpec):
-    """The inputs of several towers. Each tower has the spec of its family."""
+    """The input spec of a model with several towers. Each tower has the spec of its own family."""
 
     reads, noun, nouns = "towers", "input", "texts and images"
     mixins = ("modeling.towers.LongTowersMixin", "modeling.towers.LongTowersMixin")
@@ -33,6 +33,7 @@ They stand in ``config.text_config.long_attention`` and so on. ``forward`` takes
 """
 
     def sizes(self, family: Family, config: Any) -> InputSizes:
+        """The sizes of the tower that reads texts."""
         name, tower = family.text_tower
         return tower.spec.sizes(tower, getattr(config, tower_field(name)))
 
@@ -52,11 +53,11 @@ They stand in ``config.text_config.long_attention`` and so on. ``forward`` takes
 class LongTowersConfig(ConfigMixin):
     """Mixin before the base's config class: ``class LongCLIPConfig(LongTowersConfig, CLIPConfig)``.
 
-    Each tower's config holds and saves the tower's mechanisms, lengths and sizes, for example
-    ``config.text_config.long_attention``.
+    The mechanisms, lengths and sizes of a tower are in the tower's config, for example in
+    ``config.text_config.long_attention``, and are saved there.
 
     long_attention: ``{"towers": {"text": {"mechanism": "window", "window": 64}}}`` sets the attention of towers by
-        name. Other towers keep theirs, by default their family's.
+        name. Towers that are not named keep the attention in their own config, or get their family's default.
 
     ``from_pretrained`` also reads the folder of a base model.
     """
@@ -79,6 +80,7 @@ class LongTowersConfig(ConfigMixin):
             strict(cls)
 
     def __post_init__(self, **kwargs: Any) -> None:
+        """Write the chosen attention into the towers' configs, before the base makes config objects of them."""
         chosen = self._read_attention(kwargs.pop("long_attention", None) or {})
         for name, config_class in self.tower_classes.items():
             field, base_type = tower_field(name), config_class.base_model_type
@@ -86,6 +88,7 @@ class LongTowersConfig(ConfigMixin):
             if config is not None and not isinstance(config, Mapping):
                 config = config.to_dict()
             values = dict(config or {})
+            # a config of the base: store its length, from which position tables are extended
             if values.pop("model_type", base_type) == base_type and "long_attention" not in values:
                 base: Any = config_class.__bases__[-1]
                 length = getattr(base.from_dict(dict(values)), "max_position_embeddings", None)
@@ -97,17 +100,17 @@ class LongTowersConfig(ConfigMixin):
         super().__post_init__(**kwargs)
 
     def _read_attention(self, long_attention: Mapping[str, Any]) -> Mapping[str, Any]:
-        """The attention of each named tower.
+        """The attention of each tower that ``long_attention`` names.
 
         Raises:
             OptionError: there is a mechanism for all towers, or the name of a tower that does not exist.
         """
-        name, known = type(self).__name__, [*self.tower_classes]
+        name = type(self).__name__
+        known = [*self.tower_classes]
         if others := sorted(set(long_attention) - {TOWERS}):
             raise OptionError(
                 f"The towers of a {name} have separate mechanisms, but {others[0]!r} is given for all; give "
-                "long_attention as "
-                f"{{'towers': {{{known[0]!r}: {{'mechanism': 'window', 'window': 64}}}}}}."
+                f"long_attention as {{'towers': {{{known[0]!r}: {{'mechanism': 'window', 'window': 64}}}}}}."
             )
         chosen: Mapping[str, Any] = long_attention.get(TOWERS) or {}
         check_towers(chosen, known, name)
@@ -119,29 +122,30 @@ class LongTowersConfig(ConfigMixin):
         return {name: getattr(self, tower_field(name)) for name in self.tower_classes}
 
     def resolve_implementation(self, requested: str | None) -> str:
-        """The attention implementation of the whole model: ``requested`` if every tower accepts it, else ours. Each
+        """The attention implementation to run in the whole model if the user requests ``requested``.
+
+        It is ``longattn`` if a tower replaces a default of transformers by it, and ``requested`` otherwise. Each
         tower's config resolves the name again."""
         if requested in (None, BACKEND):
             return BACKEND
         towers = [self.__dict__.get(tower_field(name)) for name in self.tower_classes]
-        taken = all(
+        accepted = all(
             tower.resolve_implementation(requested) == requested for tower in towers if isinstance(tower, LongConfig)
         )
-        return str(requested) if taken or requested not in DEFAULTS else BACKEND
+        return str(requested) if accepted or requested not in DEFAULTS else BACKEND
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """The base's ``from_dict``. A ``long_attention`` among the keyword arguments is read as part of the
+        """The base's ``from_dict``. A ``long_attention`` among the keyword arguments replaces that of the
         dictionary."""
         check_config(config_dict)
         chosen = kwargs.pop("long_attention", None)
-        return super().from_dict(
-            config_dict if chosen is None else {**config_dict, "long_attention": chosen}, **kwargs
-        )
+        values = config_dict if chosen is None else {**config_dict, "long_attention": chosen}
+        return super().from_dict(values, **kwargs)
 
     @classmethod
     def get_config_dict(cls, *args: Any, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Read a config file of the base as one of ours."""
+        """Read the values of a config file. A file of the base gets the model type of this class."""
         values, kwargs = super().get_config_dict(*args, **kwargs)
         if values.get("model_type") == cls.base_model_type:
             values["model_type"] = cls.model_type
@@ -149,8 +153,13 @@ class LongTowersConfig(ConfigMixin):
 
 
 def check_towers(chosen: Mapping[str, Any], known: list[str], name: str) -> None:
-    """Raise :class:`OptionError` for a tower that does not exist. ``name`` is the model's or config's name in the
-    message."""
+    """Raise :class:`OptionError` if ``chosen`` names a tower that does not exist.
+
+    Args:
+        chosen: the attention of towers by name.
+        known: the names of the towers that exist.
+        name: the model's or config's class name, for the message.
+    """
     if unknown := next((name for name in chosen if name not in known), None):
         raise OptionError(
             f"A {name} has no tower {unknown!r}; its towers are {' and '.join(known)}.{nearest(unknown, known)}"
