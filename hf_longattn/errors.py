@@ -55,6 +55,7 @@ EXTRAS = {
     "images": ("PIL", "torchvision"),
     "metrics": ("jiwer", "rouge_score", "seqeval"),
     "onnx": ("onnx", "onnxruntime", "onnxscript"),
+    "openvino": ("openvino",),
     "peft": ("peft",),
     "sentence": ("sentence_transformers",),
 }

@@ -32,7 +32,7 @@ from safetensors import SafetensorError
 from .errors import CheckpointError, LongAttentionError, encoding_sentence, in_a_line, listed, shortened
 
 CONVERSION_REPORT = "conversion_report.json"
-GRAPHS = {"onnx": "model.onnx", "torch": "model.pt2"}
+GRAPHS = {"onnx": "model.onnx", "openvino": "openvino_model.xml", "torch": "model.pt2"}
 """Format of an exported graph -> its file in the folder."""
 TAGS = ("hf_longattn", "long-context")
 """Tags in the model card of every converted model."""

@@ -97,7 +97,7 @@ def export(
     model: Annotated[str, flags.model_argument("A checkpoint, long or not")],
     destination: Annotated[Path, typer.Argument(metavar="OUT", help="The folder to make.")],
     format: Annotated[
-        str, typer.Option(help="onnx, torch (torch.export.load), or native (a stock model of transformers).")
+        str, typer.Option(help="onnx, openvino, torch (torch.export.load), or native (a stock model of transformers).")
     ] = "onnx",
     opset: Annotated[int | None, typer.Option(min=18, max=25, help="ONNX opset.", show_default="PyTorch's")] = None,
     task: Annotated[
@@ -124,7 +124,7 @@ def export(
 
     shared: dict[str, Any] = {"overwrite": overwrite, "revision": revision, "token": token}
     graph_settings: dict[str, Any] = {"opset": opset, "task": task, "global_attention_mask": global_attention_mask}
-    unused = {"torch": ("opset",), "native": tuple(graph_settings)}.get(format, ())
+    unused = {"onnx": (), "native": tuple(graph_settings)}.get(format, ("opset",))
     flags.refuse_typed(context, unused, f"has no effect with --format {format}; leave one of them out.")
     report: Any
     with progress() as tell:

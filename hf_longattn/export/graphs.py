@@ -1,11 +1,13 @@
-"""Export a checkpoint as one graph for all batch sizes and lengths: ONNX, or a program of torch.export.
+"""Export a checkpoint as one graph for all batch sizes and lengths: ONNX, OpenVINO, or a program of torch.export.
 
-The model is traced and the file written. Then a runtime runs the file, and outputs are compared with the model's.
+transformers' exporters trace the model and write the file. Then a runtime runs the file, and outputs are compared with
+the model's.
 """
 
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import inspect
 import io
 import shutil
@@ -54,12 +56,8 @@ from ..names import BACKEND
 from ..reports import FAILED, Check, Difference, equality
 
 REPORT = "export_report.json"
-MIN_LENGTH = 2
-"""Minimum tokens of a graph: PyTorch specialises on sizes of 0 and 1."""
-UNLIMITED = 1 << 20
-"""Maximum tokens of a graph whose model has no maximum."""
 LONG_CONFIG = "long_config.json"
-FORMATS = {"onnx": "ONNX", "torch": "torch.export"}
+FORMATS = {"onnx": "ONNX", "openvino": "OpenVINO", "torch": "torch.export"}
 """Format of a graph -> its name in a card."""
 
 
@@ -68,7 +66,7 @@ class ExportReport:
     """A finished export.
 
     inputs, outputs: names, in order.
-    max_length: maximum tokens that the graph takes. The minimum is :data:`MIN_LENGTH`; pad shorter texts.
+    max_length: maximum tokens that the graph takes. The minimum is 2; pad shorter texts.
     text: description of the inputs on which graph and model were compared.
     """
 
@@ -107,19 +105,19 @@ def export_checkpoint(
 ) -> ExportReport:
     """Export a checkpoint that reads texts as one graph, and compare it with the model.
 
-    A stock model needs no conversion; its attention is computed exactly. An ONNX graph computes full attention in
-    blocks of queries, so memory is linear in the length. Graph and model are compared at three lengths. Weights are
-    written in float32. The graph of a sentence-transformers model also returns ``sentence_embedding``, pooled and
-    normalised by the model's modules; their files are copied next to the graph. config.json is the stock
-    architecture's, for programs without this package (sentence-transformers, optimum, text-embeddings-inference),
-    since the graph contains the attention. A Long config is written as long_config.json. If the tokenizer has no lower
-    limit, its ``model_max_length`` becomes the graph's.
+    A stock model needs no conversion; its attention is computed exactly. Memory is linear in the length: an ONNX graph
+    computes full attention in blocks of queries, and OpenVINO has an operator for it. Graph and model are compared at
+    three lengths. Weights are written in float32. The graph of a sentence-transformers model also returns
+    ``sentence_embedding``, pooled and normalised by the model's modules; their files are copied next to the graph.
+    config.json is the stock architecture's, for programs without this package (sentence-transformers, optimum,
+    text-embeddings-inference), since the graph contains the attention. A Long config is written as long_config.json.
+    If the tokenizer has no lower limit, its ``model_max_length`` becomes the graph's.
 
     Args:
         model: the folder of a checkpoint, long or not, or a Hub repository id.
-        destination: a folder that does not exist yet: the graph (model.onnx or model.pt2), the config, the tokenizer
-            and a report.
-        format: "onnx", or "torch" for ``torch.export.load``.
+        destination: a folder that does not exist yet: the graph (model.onnx, openvino_model.xml or model.pt2), the
+            config, the tokenizer and a report.
+        format: "onnx", "openvino", or "torch" for ``torch.export.load``.
         opset: ONNX opset; None takes PyTorch's default.
         task: the task of the exported head, one of :data:`hf_longattn.hub.AUTO_CLASSES`; None keeps the head of the
             checkpoint.
@@ -138,10 +136,16 @@ def export_checkpoint(
         raise CheckpointError(
             f"Unknown format {format!r}; expected {', '.join(GRAPHS)} or, for a stock model, native (export_native)."
         )
-    if format == "onnx":
-        check_extra("onnx")
-    elif opset is not None:
+    if format in EXTRAS:
+        check_extra(format)
+    if importlib.util.find_spec("transformers.exporters") is None:
+        raise CheckpointError(
+            f"transformers {transformers.__version__} has no exporters; type pip install -U 'transformers>=5.24'."
+        )
+    if opset is not None and format != "onnx":
         raise CheckpointError(f"opset is for ONNX graphs, not for {format!r}; leave it out.")
+    from .exporters import EXPORTERS, UNLIMITED
+
     target = destination_path(destination)
     source = open_source(model, revision=revision, token=token, weights=False)
     check_destination(target, source.folder, source.card_folder, overwrite=overwrite)
@@ -170,11 +174,13 @@ def export_checkpoint(
     check_space(target.parent, sum(weights.values()))
     with staged_folder(target, overwrite=overwrite) as stage:
         file = stage / GRAPHS[format]
+        say(f"tracing {type(loaded).__name__} and writing {file.name}")
         experts = loaded.get_experts_implementation()
         with contextlib.suppress(ValueError):  # the model has no experts
             # one grouped product; other implementations loop over the experts that the example's tokens choose
             loaded.set_experts_implementation("grouped_mm")
-        outputs, used = write_graph(graph, file, format, max_length, opset, say)
+        exporter = EXPORTERS[format]()
+        outputs, used = write_graph(graph, exporter, file, format, max_length, opset)
         loaded.set_experts_implementation(experts)
         say(f"comparing {file.name} with the model")
         run = runner(file, outputs, format)
@@ -312,72 +318,53 @@ def add_config(source: Source, stage: Path, model: Any) -> None:
 
 
 def write_graph(
-    graph: ModelGraph, file: Path, format: str, max_length: int, opset: int | None, say: Callable[[str], None]
+    graph: ModelGraph, exporter: Any, file: Path, format: str, max_length: int, opset: int | None
 ) -> tuple[tuple[str, ...], int | None]:
-    """Trace the graph and write it to ``file``, for inputs of up to ``max_length`` tokens; ``say`` is called before
-    each step.
+    """Trace the graph and write it to ``file``, for inputs of up to ``max_length`` tokens.
 
     Returns:
         The names of the outputs, and the opset of an ONNX file (PyTorch's default if ``opset`` is ``None``).
 
     Raises:
-        CheckpointError: PyTorch cannot write this model as one graph.
+        CheckpointError: transformers' exporters cannot write this model as one graph.
     """
-    program = None
-    with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the exporters warn of their own steps
-        try:
-            say(f"tracing {type(graph.model).__name__} as one graph")
-            example = graph.example(2, min(max_length, EXAMPLE_TOKENS))
-            program = exported(graph, example, max_length)
+    example = graph.example(2, min(max_length, EXAMPLE_TOKENS))
+    # The exporters warn of their own steps, print them, and print the unfinished graph of an error.
+    unread = io.StringIO()
+    try:
+        with (
+            torch.no_grad(),
+            warnings.catch_warnings(),
+            contextlib.redirect_stdout(unread),
+            contextlib.redirect_stderr(unread),
+        ):
+            warnings.simplefilter("ignore")
             outputs = tuple(graph(**example))
-            for module in program.graph_module.modules():
-                if isinstance(module, torch.fx.GraphModule):
-                    for node in module.graph.nodes:
-                        node.meta.pop("stack_trace", None)  # would contain local file names
-            say(f"writing {file.name}")
-            if format == "torch":
-                torch.export.save(program, file)
-                return outputs, None
-            from . import onnx_blocks
-
-            translations = {torch.ops.aten.scaled_dot_product_attention.default: onnx_blocks.attention}
-            onnx = torch.onnx.export(
-                program,
-                kwargs=example,
-                input_names=list(example),
-                output_names=list(outputs),
-                opset_version=opset,
-                verbose=False,
-                custom_translation_table=translations,
-            )
-            assert onnx is not None
-        except OSError:
+            program = exporter.exported(graph, example, max_length, opset)
+            exporter.save_program(program, file)
+    except OSError:
+        raise
+    except Exception as error:  # tracing, translation and checks raise any type of error
+        if disk_is_full(error):
             raise
-        except Exception as error:  # tracing, translation and checks raise any type of error
-            if disk_is_full(error):
-                raise
-            cause: BaseException = error  # those raised from it are for PyTorch's developers
-            while cause.__cause__ is not None:
-                cause = cause.__cause__
-            why = " ".join([f"{type(cause).__name__}:", *str(cause).strip().splitlines()[:1]])[:180]
-            where = ""
-            for frame, _ in traceback.walk_tb(cause.__traceback__):  # the innermost module that ran, not PyTorch's own
-                module = frame.f_locals.get("self")
-                is_own = isinstance(module, nn.Module) and not type(module).__module__.startswith("torch.")
-                if is_own and module is not graph:
-                    where = f", because of its {type(module).__name__}"
-            advice = "run the model itself"
-            if program is not None:
-                advice += ", or export it with --format torch"
-            raise CheckpointError(
-                f"PyTorch cannot write this {type(graph.model).__name__} as one {format} graph for all lengths{where} "
-                f"({why}); {advice}."
-            ) from error
-        onnx_blocks.divide_feed_forward(onnx.model.graph)
-        # Weights in a file of their own, named as optimum's, which ONNX Runtime maps into memory in place of a copy.
-        onnx_blocks.ir.save(onnx.model, file, external_data=f"{file.name}_data")
-        return outputs, onnx.model.opset_imports[""]
+        cause: BaseException = error  # those raised from it are for PyTorch's developers
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        why = " ".join([f"{type(cause).__name__}:", *str(cause).strip().splitlines()[:1]])[:180]
+        where = ""
+        for frame, _ in traceback.walk_tb(cause.__traceback__):  # the innermost module that ran, not PyTorch's own
+            module = frame.f_locals.get("self")
+            is_own = isinstance(module, nn.Module) and not type(module).__module__.startswith("torch.")
+            if is_own and module is not graph:
+                where = f", because of its {type(module).__name__}"
+        advice = "run the model itself"
+        if exporter.is_traced and format != "torch":
+            advice += ", or export it with --format torch"
+        raise CheckpointError(
+            f"PyTorch cannot write this {type(graph.model).__name__} as one {format} graph for all lengths{where} "
+            f"({why}); {advice}."
+        ) from error
+    return outputs, program.opset_imports[""] if format == "onnx" else None
 
 
 Runner = Callable[[dict[str, Tensor]], dict[str, Tensor]]
@@ -388,35 +375,10 @@ COMPARED_SHAPES = ((3, 7), (2, 333), (1, 2048))
 """Batch sizes and lengths to compare. The graph's maximum length replaces lengths that the graph does not take."""
 
 
-def exported(module: nn.Module, example: dict[str, Tensor], max_length: int) -> torch.export.ExportedProgram:
-    """Trace a module for all batch sizes and lengths. These are axes 0 and 1 of its inputs.
-
-    PyTorch infers the sizes: if they are given, release 2.15 reports violations of conditions that hold, such as n !=
-    1 if n > 9.
-
-    Raises:
-        AssertionError: the program does not take all sizes.
-    """
-    axes = {
-        0: torch.export.Dim.AUTO(min=1),
-        1: torch.export.Dim.AUTO(min=MIN_LENGTH, max=max_length),
-    }
-    with contextlib.redirect_stderr(io.StringIO()):  # on which PyTorch prints the unfinished graph of an error
-        program = torch.export.export(module, (), kwargs=example, dynamic_shapes=dict.fromkeys(example, axes))
-    values = {node.name: node.meta["val"] for node in program.graph.nodes if node.op == "placeholder"}
-    ranges = {str(symbol): limits for symbol, limits in program.range_constraints.items()}
-    for name in example:
-        for axis, most in ((0, UNLIMITED), (1, max_length)):
-            limits = ranges.get(str(values[name].shape[axis]))
-            if limits is None or limits.lower > MIN_LENGTH or limits.upper < most:
-                raise AssertionError(f"axis {axis} of {name} is not free")
-    return program
-
-
 class ModelGraph(nn.Module):
     """A model without cache as a function from named inputs to a dictionary of tensors.
 
-    It takes all batch sizes and lengths. The parameters of ``forward`` give the graph's inputs their names.
+    It takes all batch sizes and lengths.
 
     names: names of the inputs, in order.
     """
@@ -431,36 +393,16 @@ class ModelGraph(nn.Module):
             self.fixed["use_cache"] = False
         self.words, self.names, self.pooling = words, names, pooling
 
-    def forward(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor,
-        token_type_ids: Tensor | None = None,
-        global_attention_mask: Tensor | None = None,
-        bbox: Tensor | None = None,
-        xpath_tags_seq: Tensor | None = None,
-        xpath_subs_seq: Tensor | None = None,
-    ) -> dict[str, Tensor]:
-        """Run the model on the inputs that are not ``None``. An output with the name of an input gets the prefix
-        ``output_``."""
-        inputs = {
-            "input_ids": input_ids,
-            "attention_mask": attention_mask,
-            "token_type_ids": token_type_ids,
-            "global_attention_mask": global_attention_mask,
-            "bbox": bbox,
-            "xpath_tags_seq": xpath_tags_seq,
-            "xpath_subs_seq": xpath_subs_seq,
-        }
-        arguments = {name: value for name, value in inputs.items() if value is not None}
+    def forward(self, **inputs: Tensor) -> dict[str, Tensor]:
+        """Run the model. An output with the name of an input gets the prefix ``output_``."""
         tensors = {}
-        for name, value in self.model(**arguments, **self.fixed).items():
+        for name, value in self.model(**inputs, **self.fixed).items():
             if isinstance(value, Tensor):
-                tensors[f"output_{name}" if name in arguments else name] = value
+                tensors[f"output_{name}" if name in inputs else name] = value
             elif isinstance(value, tuple):  # for example a backbone's feature maps
                 tensors |= {f"{name}.{number}": tensor for number, tensor in enumerate(value)}
         if self.pooling is not None and "last_hidden_state" in tensors:
-            tensors["sentence_embedding"] = self.pooling(tensors["last_hidden_state"], attention_mask)
+            tensors["sentence_embedding"] = self.pooling(tensors["last_hidden_state"], inputs["attention_mask"])
         return tensors
 
     def example(self, batch: int, length: int) -> dict[str, Tensor]:
@@ -509,10 +451,22 @@ def compared(graph: ModelGraph, run: Runner, inputs: dict[str, Tensor]) -> Check
 
 
 def runner(file: Path, outputs: tuple[str, ...], format: str) -> Runner:
-    """Load the graph in ``file`` into the runtime for ``format``: onnxruntime on the CPU, or PyTorch."""
+    """Load the graph in ``file`` into the runtime for ``format``, on the CPU and in float32."""
     if format == "torch":
         program: Callable[..., Any] = torch.export.load(file).module()
         return lambda inputs: program(**inputs)
+    if format == "openvino":
+        import openvino
+
+        precise = {"INFERENCE_PRECISION_HINT": "f32"}
+        compiled = openvino.compile_model(file, "CPU", precise)
+
+        def run_openvino(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+            taken = {name for value in compiled.inputs for name in value.get_names()}
+            found = compiled({name: value.numpy() for name, value in inputs.items() if name in taken})
+            return {name: torch.from_numpy(found[name].copy()) for name in outputs}
+
+        return run_openvino
     import onnxruntime
 
     options = onnxruntime.SessionOptions()

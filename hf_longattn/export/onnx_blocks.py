@@ -1,8 +1,8 @@
 """ONNX graphs with memory linear in the length: attention and feed-forward networks in blocks.
 
-PyTorch writes attention as two products with a softmax between them, over all pairs of tokens. :func:`attention`
-writes a loop over blocks of queries, sized when the graph runs, so a runtime holds the scores of one block. All
-operators are in opset 18.
+PyTorch writes attention as two products with a softmax between them, over all pairs of tokens.
+:func:`divide_attention` writes a loop over blocks of queries, sized when the graph runs, so a runtime holds the scores
+of one block. All operators are in opset 18.
 """
 
 from __future__ import annotations
@@ -12,8 +12,13 @@ from typing import Any
 
 import onnx_ir as ir
 import torch
+import torch.nn.functional as F
 from onnx_ir.tape import Tape
-from onnxscript import evaluator
+from torch.overrides import TorchFunctionMode
+
+MARK = "hf_longattn::Attention"
+"""Domain and name of the node that stands for an attention while a model is traced. No written file has it."""
+SDPA = F.scaled_dot_product_attention
 
 WHOLE_SCORES = 1 << 22
 """Maximum scores, over all heads and batch rows, that are computed as one block. 12 heads reach it at 591 tokens."""
@@ -56,61 +61,74 @@ class Loop(Nodes):
         return op.Loop(op.Squeeze(steps), op.Cast(op.Constant(value_int=1), to=ir.DataType.BOOL), body=body)
 
 
-def attention(
-    query: Any,
-    key: Any,
-    value: Any,
-    attn_mask: Any = None,
-    dropout_p: float = 0.0,
-    is_causal: bool = False,
-    scale: float | None = None,
-    enable_gqa: bool = False,
-) -> Any:
-    """Translation of ``scaled_dot_product_attention`` in evaluation mode, for ``torch.onnx.export``. Arguments
-    ``(B, H, N, D)``.
+class MarkedAttention(TorchFunctionMode):
+    """Context in which transformers' exporter traces an attention as one node, :data:`MARK`, whose inputs are query,
+    key and value ``(B, H, N, D)``, and a mask of numbers to add if there is one."""
 
-    Keys and values may have fewer heads, whose queries are then further rows of one head. A mask with one row for all
-    queries becomes one more feature of the keys. A mask with a row for each query has N×N entries, as have its scores.
-    Queries without a visible key get finite outputs.
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        settings = kwargs or {}
+        if function is not SDPA:
+            return function(*args, **settings)
+        assert not settings.get("is_causal")
+        query, value = args[0], args[2]
+        scale = settings.get("scale") or query.shape[3] ** -0.5
+        inputs = [tensor for tensor in args if tensor is not None]
+        shape = (*query.shape[:3], value.shape[3])
+        return torch.onnx.ops.symbolic(MARK, inputs, {"scale": float(scale)}, dtype=query.dtype, shape=shape)
+
+
+def divide_attention(model: ir.Model) -> None:
+    """Compute every attention that :class:`MarkedAttention` marked in a loop over heads and blocks of queries.
+
+    Queries of heads that share a key and value head are further rows of that head. A mask with one row for all queries
+    becomes one more feature of the keys. A mask with a row for each query has N×N entries, as have its scores. Queries
+    without a visible key get finite outputs.
     """
-    assert not is_causal
-    op = Nodes()
-    scaling, bias = op.Constant(value_float=float(scale or query.shape[3] ** -0.5)), op.Constant(value_float=0.0)
-    if attn_mask is not None:
-        hidden = op.Constant(value_float=torch.finfo(torch.float32).min)
-        bias = op.Where(attn_mask, bias, hidden) if attn_mask.dtype == ir.DataType.BOOL else attn_mask
-    if attn_mask is not None and attn_mask.shape[2] != 1:
-        scores = op.Add(op.MatMul(op.Mul(query, scaling), op.Transpose(key, perm=[0, 1, 3, 2])), bias)
-        out = op.MatMul(op.Softmax(scores, axis=-1), value)
-    else:
-        heads, keys = op.ReduceProd(op.Shape(key, start=0, end=2)), op.Shape(key, start=2, end=3)
-        rows = op.Div(op.ReduceProd(op.Shape(query, start=0, end=3)), heads)
-        fits = op.LessOrEqual(op.Mul(op.Mul(heads, rows), keys), op.ints(WHOLE_SCORES))
-        group = op.Where(fits, heads, op.ints(1))
-        blocks, chosen = _divided(
-            op, rows, op.Where(fits, rows, op.Max(op.Div(op.ints(BLOCK_SCORES), keys), op.ints(1)))
-        )
-        bias = op.Expand(bias, op.Concat(op.Shape(key, start=0, end=2), op.ints(1), keys, axis=0))
-        groups = op.Div(heads, group)
-        sides = (query, rows), (key, keys), (value, keys), (bias, op.ints(1))
-        q, k, v, bias = (
-            op.Reshape(x, op.Concat(groups, group, count, op.Shape(x, start=3), axis=0)) for x, count in sides
-        )
+    domain, name = MARK.split("::")
+    for node in list(model.graph):
+        if (node.domain, node.op_type) != (domain, name):
+            continue
+        query, key, value, *mask = node.inputs
+        op = Nodes()
+        scaling = op.Constant(value_float=node.attributes["scale"].as_float())
+        bias = mask[0] if mask else op.Constant(value_float=0.0)
+        if mask and bias.shape[2] != 1:
+            scores = op.Add(op.MatMul(op.Mul(query, scaling), op.Transpose(key, perm=[0, 1, 3, 2])), bias)
+            out = op.MatMul(op.Softmax(scores, axis=-1), value)
+        else:
+            out = _attention_in_blocks(op, query, key, value, bias, scaling)
+        model.graph.insert_before(node, op.nodes)
+        node.outputs[0].replace_all_uses_with(out)
+        model.graph.remove(node, safe=True)
+    model.opset_imports.pop(domain, None)
 
-        outer, inner = Loop(f"{query.name}_heads"), Loop(f"{query.name}_queries")
-        q, k, v, bias = (outer.Gather(x, outer.step) for x in (q, k, v, bias))
-        k = outer.Concat(outer.Transpose(k, perm=[0, 2, 1]), bias, axis=1)
-        q = inner.Mul(inner.Gather(q, chosen(inner), axis=1), scaling)
-        # a feature of ones, for the bias
-        q = inner.Pad(q, inner.ints(0, 0, 0, 0, 0, 1), inner.Constant(value_float=1.0))
-        out = inner.MatMul(inner.Softmax(inner.MatMul(q, k), axis=-1), v)
-        out = outer.Reshape(
-            inner.stacked(outer, blocks, out), outer.Concat(group, outer.ints(-1), outer.Shape(v, start=2), axis=0)
-        )
-        out = outer.stacked(op, groups, outer.Slice(out, outer.ints(0), rows, outer.ints(1)))
-        out = op.Reshape(out, op.Concat(op.Shape(query, start=0, end=3), op.Shape(value, start=3), axis=0))
-    evaluator.default().nodes.extend(op.nodes)  # the recorder of PyTorch's exporter
-    return out
+
+def _attention_in_blocks(op: Nodes, query: Any, key: Any, value: Any, bias: Any, scaling: Any) -> Any:
+    """Add the loops for one attention to ``op``. ``bias``: a number, or ``(B, H, 1, Nk)``, added to the scores."""
+    heads, keys = op.ReduceProd(op.Shape(key, start=0, end=2)), op.Shape(key, start=2, end=3)
+    rows = op.Div(op.ReduceProd(op.Shape(query, start=0, end=3)), heads)
+    fits = op.LessOrEqual(op.Mul(op.Mul(heads, rows), keys), op.ints(WHOLE_SCORES))
+    group = op.Where(fits, heads, op.ints(1))
+    blocks, chosen = _divided(op, rows, op.Where(fits, rows, op.Max(op.Div(op.ints(BLOCK_SCORES), keys), op.ints(1))))
+    bias = op.Expand(bias, op.Concat(op.Shape(key, start=0, end=2), op.ints(1), keys, axis=0))
+    groups = op.Div(heads, group)
+    sides = (query, rows), (key, keys), (value, keys), (bias, op.ints(1))
+    q, k, v, bias = (
+        op.Reshape(x, op.Concat(groups, group, count, op.Shape(x, start=3), axis=0)) for x, count in sides
+    )
+
+    outer, inner = Loop(f"{query.name}_heads"), Loop(f"{query.name}_queries")
+    q, k, v, bias = (outer.Gather(x, outer.step) for x in (q, k, v, bias))
+    k = outer.Concat(outer.Transpose(k, perm=[0, 2, 1]), bias, axis=1)
+    q = inner.Mul(inner.Gather(q, chosen(inner), axis=1), scaling)
+    # a feature of ones, for the bias
+    q = inner.Pad(q, inner.ints(0, 0, 0, 0, 0, 1), inner.Constant(value_float=1.0))
+    out = inner.MatMul(inner.Softmax(inner.MatMul(q, k), axis=-1), v)
+    out = outer.Reshape(
+        inner.stacked(outer, blocks, out), outer.Concat(group, outer.ints(-1), outer.Shape(v, start=2), axis=0)
+    )
+    out = outer.stacked(op, groups, outer.Slice(out, outer.ints(0), rows, outer.ints(1)))
+    return op.Reshape(out, op.Concat(op.Shape(query, start=0, end=3), op.Shape(value, start=3), axis=0))
 
 
 def divide_feed_forward(graph: ir.Graph) -> None:

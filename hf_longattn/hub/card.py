@@ -106,7 +106,11 @@ DEEPEST_METADATA, LONGEST_NUMBER, MOST_TAGS = 50, 1000, 1000
 compares all pairs of tags."""
 NEW_TOKENS = 20
 """Number of tokens that a card's example generates."""
-LIBRARIES: dict[str | None, str] = {GRAPHS["onnx"]: "onnx", GRAPHS["torch"]: "pytorch"}
+LIBRARIES: dict[str | None, str] = {
+    GRAPHS["onnx"]: "onnx",
+    GRAPHS["openvino"]: "openvino",
+    GRAPHS["torch"]: "pytorch",
+}
 """File name of a graph -> the Hub's name of its library."""
 REMOTE_CODE = (
     "A program that does not import hf_longattn passes `trust_remote_code=True` to `from_pretrained`: a file in this "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import inspect
 import json
 import os
@@ -164,13 +165,18 @@ def answer(folder: Path) -> torch.Tensor:
 
 
 def graph_of(folder: Path) -> Path | None:
-    return next((folder / name for name in ("model.onnx", "model.pt2") if (folder / name).is_file()), None)
+    return next((folder / name for name in GRAPHS.values() if (folder / name).is_file()), None)
 
 
 def run_graph(file: Path, *texts: list[str]) -> dict[str, torch.Tensor]:
     inputs = transformers.AutoTokenizer.from_pretrained(file.parent)(*texts, padding=True, return_tensors="pt")
     if file.suffix == ".pt2":
         return torch.export.load(file).module()(**inputs)
+    if file.suffix == ".xml":
+        compiled = pytest.importorskip("openvino").compile_model(file, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+        taken = {name: inputs[name].numpy() for entry in compiled.inputs for name in entry.get_names()}
+        found = compiled(taken)
+        return {entry.get_any_name(): torch.from_numpy(found[entry]) for entry in compiled.outputs}
     graph = pytest.importorskip("onnxruntime").InferenceSession(file)
     taken = {one.name: inputs[one.name].numpy() for one in graph.get_inputs()}
     names = [one.name for one in graph.get_outputs()]
@@ -239,6 +245,7 @@ NO_TOKENS = tuple((kind, "predicts no tokens") for kind in ENCODERS)
 KNOWN = {
     "convert": Writer("convert", ("MECHANISM", "--max-length", str(LONG)), False, 1e-4),
     "export onnx": Writer("export onnx", tolerance=1e-4),
+    "export openvino": Writer("export openvino", tolerance=1e-4),
     "export torch": Writer("export torch", tolerance=1e-4),
     "export native": Writer("export native", tolerance=1e-4, refuses=NO_STOCK),
     "compress bf16": Writer("compress bf16", tolerance=0.1),
@@ -254,7 +261,8 @@ def writers() -> Iterator[Writer]:
         parameters, name = inspect.signature(one.callback).parameters, one.callback.__name__
         if "destination" not in parameters:
             continue
-        forms = {"format": (*GRAPHS, "native"), "method": METHODS}
+        formats = GRAPHS if importlib.util.find_spec("transformers.exporters") else ()
+        forms = {"format": (*formats, "native"), "method": METHODS}
         option = next((option for option in forms if option in parameters), None)
         for form in forms[option] if option is not None else [""]:
             title = f"{name} {form}".strip()

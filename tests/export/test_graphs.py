@@ -22,8 +22,7 @@ from hf_longattn import export_checkpoint, list_mechanisms
 from hf_longattn import reports as checks
 from hf_longattn.conversion import convert_checkpoint
 from hf_longattn.errors import CheckpointError, MissingExtraError
-from hf_longattn.export import graphs
-from hf_longattn.files import read_json
+from hf_longattn.files import GRAPHS, read_json
 from hf_longattn.mechanisms.common.registry import mechanism_class
 from tests.cli.test_commands import output
 from tests.hub_server import Hub
@@ -32,6 +31,8 @@ from tests.stock_cases import save_long
 from tests.training.conftest import change_json, label_config
 
 from .conftest import LENGTH, saved
+
+EXPORTERS = pytest.importorskip("hf_longattn.export.exporters", exc_type=ImportError).EXPORTERS
 
 
 @pytest.fixture
@@ -111,7 +112,7 @@ def test_export_refuses_formats_tasks_and_models_that_do_not_fit(
 ) -> None:
     target = tmp_path / "graph"
     for arguments, sentence in (
-        ({"format": "tflite"}, "Unknown format 'tflite'; expected onnx, torch or"),
+        ({"format": "tflite"}, "Unknown format 'tflite'; expected onnx, openvino, torch or"),
         ({"task": "summary"}, "Unknown task 'summary'; expected one of .*, feature-extraction, .*, translation"),
         ({"task": "fill-mask"}, "has no weights for"),
         ({"task": "translation"}, "has no head for the task"),
@@ -128,9 +129,14 @@ def test_export_refuses_formats_tasks_and_models_that_do_not_fit(
     monkeypatch.setattr(checks, "TOLERANCE", -1.0)
     with pytest.raises(CheckpointError, match="differs from the model"):
         export_checkpoint(tmp_path / "plain", target, format="torch")
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(MissingExtraError, match=r"The package 'onnx' .* type pip install '\.\[onnx\]'"):
+    find_spec, absent = importlib.util.find_spec, ["transformers.exporters"]
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in absent else find_spec(name))
+    with pytest.raises(CheckpointError, match=r"has no exporters; type pip install -U 'transformers>=5.24'"):
         export_checkpoint(small, target)
+    absent += ["onnx", "openvino"]
+    for name in ("onnx", "openvino"):
+        with pytest.raises(MissingExtraError, match=rf"The package '{name}' .* type pip install '\.\[{name}\]'"):
+            export_checkpoint(small, target, format=name)
     assert {path.name for path in tmp_path.iterdir()} == {"long", "plain", "hierarchical", "window"}
 
 
@@ -138,16 +144,16 @@ EXPORTED = [name for name in list_mechanisms() if mechanism_class(name).capabili
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("format", ["onnx", "openvino"])
 @pytest.mark.parametrize("mechanism", EXPORTED)
-def test_mechanisms_that_can_be_exported_equal_their_onnx_graph(mechanism: str, tmp_path: Path) -> None:
-    pytest.importorskip("onnxruntime")
+def test_mechanisms_that_can_be_exported_equal_their_graph(mechanism: str, format: str, tmp_path: Path) -> None:
+    pytest.importorskip({"onnx": "onnxruntime"}.get(format, format))
     assert EXPORTED == ["full", "linear", "longformer", "window"]
-    report = export_checkpoint(saved(tmp_path / "long", mechanism), tmp_path / "graph")
+    report = export_checkpoint(saved(tmp_path / "long", mechanism), tmp_path / "graph", format=format)
     assert [check.values["length"] for check in report.checks] == [7, 333, LENGTH]
     assert all(check.status == "passed" and check.values["difference"] <= 1e-4 for check in report.checks)
-    assert {"model.onnx", "config.json", "export_report.json"} <= {
-        path.name for path in (tmp_path / "graph").iterdir()
-    }
+    files = {path.name for path in (tmp_path / "graph").iterdir()}
+    assert {GRAPHS[format], "config.json", "export_report.json"} <= files
 
 
 def test_export_refuses_a_decoder_and_an_encoder_decoder(tmp_path: Path) -> None:
@@ -204,8 +210,9 @@ def experts(tmp_path: Path) -> Path:
 
 
 @pytest.mark.slow
-def test_a_graph_of_experts_equals_the_model_that_loops_over_them(experts: Path, tmp_path: Path) -> None:
-    report = export_checkpoint(experts, tmp_path / "graph", format="torch")
+@pytest.mark.parametrize("format", GRAPHS)
+def test_a_graph_of_experts_equals_the_model_that_loops_over_them(format: str, experts: Path, tmp_path: Path) -> None:
+    report = export_checkpoint(experts, tmp_path / "graph", format=format)
     assert [check.status for check in report.checks] == ["passed"] * 3
 
 
@@ -253,7 +260,7 @@ class OfFourTokens(nn.Module):
 
 def test_export_refuses_an_axis_that_is_not_free() -> None:
     with pytest.raises(AssertionError, match="axis 0 of x is not free"):
-        graphs.exported(OfFourTokens(), {"x": torch.ones(1, 4)}, 64)
+        EXPORTERS["torch"]().exported(OfFourTokens(), {"x": torch.ones(1, 4)}, 64)
 
 
 QUERY = "How is a frozen dataclass copied with one field changed?"

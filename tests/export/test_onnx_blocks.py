@@ -14,12 +14,13 @@ import transformers
 
 from hf_longattn import export_checkpoint
 from hf_longattn.errors import CheckpointError
-from hf_longattn.files import read_json, write_json
+from hf_longattn.files import GRAPHS, read_json, write_json
 from scripts.dev.tools.small_models import small_config
 from tests.reference.small_models import padding, tokens
 
 onnx, onnxruntime, openvino = (pytest.importorskip(name) for name in ("onnx", "onnxruntime", "openvino"))
 onnx_blocks = pytest.importorskip("hf_longattn.export.onnx_blocks")
+pytest.importorskip("transformers.exporters")
 
 Run = Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]
 SIZES = {
@@ -37,22 +38,31 @@ OWN = {
     "modernbert": {"local_attention": 32, "global_attn_every_n_layers": 2, "cls_token_id": 1, "sep_token_id": 2},
     "eurobert": {"num_key_value_heads": 2},
 }
+FULL_LAYERS = {"modernbert": 1}
+"""Layers without windows, of models that have both."""
 
 
-def runtimes(file: Path) -> dict[str, Run]:
-    """The graph in ONNX Runtime and in OpenVINO, which computes in bf16 by default on some processors."""
+def runtimes(folder: Path) -> dict[str, Run]:
+    """The ONNX graph in ONNX Runtime and in OpenVINO, and OpenVINO's own. OpenVINO computes in bf16 by default on some
+    processors."""
+    file = folder / GRAPHS["onnx"]
     session = onnxruntime.InferenceSession(str(file))
     names, outputs = [value.name for value in session.get_inputs()], [value.name for value in session.get_outputs()]
-    compiled = openvino.Core().compile_model(str(file), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
 
     def in_onnxruntime(inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         return dict(zip(outputs, session.run(outputs, {name: inputs[name] for name in names}), strict=True))
 
-    def in_openvino(inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        found = compiled({name: inputs[name] for name in names})
-        return {name: found[name] for name in outputs}
+    def in_openvino(file: Path) -> Run:
+        compiled = openvino.Core().compile_model(str(file), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
 
-    return {"onnxruntime": in_onnxruntime, "openvino": in_openvino}
+        def run(inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+            found = compiled({name: inputs[name] for name in names})
+            return {name: found[name] for name in outputs}
+
+        return run
+
+    of_openvino = in_openvino(folder / "openvino" / GRAPHS["openvino"])
+    return {"onnxruntime": in_onnxruntime, "openvino of ONNX": in_openvino(file), "openvino": of_openvino}
 
 
 def stock(folder: Path, base: str) -> Path:
@@ -76,6 +86,7 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_graph_of_a_stock_model_equals_eager_attention_at_every_length_with_padding(base: str, tmp_path: Path) -> None:
     source = stock(tmp_path / base, base)
     export_checkpoint(source, tmp_path / "graph")
+    export_checkpoint(source, tmp_path / "graph" / "openvino", format="openvino")
     assert read_json(tmp_path / "graph" / "config.json") == read_json(source / "config.json")
     loops = [
         node
@@ -83,13 +94,16 @@ def test_graph_of_a_stock_model_equals_eager_attention_at_every_length_with_padd
         if node.op_type == "Loop"
     ]
     assert sum(loop.attribute[0].g.name.endswith("feed_forward") for loop in loops) == SIZES["num_hidden_layers"]
+    of_openvino = openvino.Core().read_model(tmp_path / "graph" / "openvino" / GRAPHS["openvino"]).get_ops()
+    kinds = [operator.get_type_name() for operator in of_openvino]
+    assert kinds.count("ScaledDotProductAttention") == FULL_LAYERS.get(base, SIZES["num_hidden_layers"])
     model: Any = transformers.AutoModel.from_pretrained(source, attn_implementation="eager").eval()
     for batch, length in ((2, 7), (1, 16), (3, 101), (1, 700)):
         inputs = {"input_ids": tokens(batch, length), "attention_mask": padding(batch, length)}
         real = inputs["attention_mask"].bool().numpy()
         with torch.no_grad():
             expected = model(**inputs).last_hidden_state.numpy()[real]
-        for name, run in runtimes(tmp_path / "graph" / "model.onnx").items():
+        for name, run in runtimes(tmp_path / "graph").items():
             found = run({key: value.numpy() for key, value in inputs.items()})["last_hidden_state"][real]
             assert abs(found - expected).max() <= 1e-5 * abs(expected).max(), (name, batch, length)
 
@@ -114,6 +128,7 @@ def test_largest_tensor_of_a_graph_grows_with_the_length_and_not_its_square(tmp_
 def test_graph_of_a_real_sentence_encoder_returns_what_encode_returns(real_folder: Path, tmp_path: Path) -> None:
     sentence_transformers = pytest.importorskip("sentence_transformers")
     export_checkpoint(real_folder, tmp_path / "graph")
+    export_checkpoint(real_folder, tmp_path / "graph" / "openvino", format="openvino")
     encoder = sentence_transformers.SentenceTransformer(str(real_folder), device="cpu")
     encoder.max_seq_length = 512
     texts = ["A river meets the sea. " * 300, "What is a monad?", "The cat sat on the mat. " * 20]
@@ -121,7 +136,7 @@ def test_graph_of_a_real_sentence_encoder_returns_what_encode_returns(real_folde
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "graph")
     assert tokenizer.model_max_length == 512
     inputs = tokenizer(texts, padding=True, truncation=True, return_tensors="np")
-    for name, run in runtimes(tmp_path / "graph" / "model.onnx").items():
+    for name, run in runtimes(tmp_path / "graph").items():
         assert abs(run(inputs)["sentence_embedding"] - expected).max() <= 1e-5 * abs(expected).max(), name
 
 
