@@ -42,10 +42,10 @@ OURS = {
     "torch-longattn-optimised": Way("longattn, PyTorch, optimize_for_inference", True),
     "torch-longattn-compile": Way("longattn, PyTorch, compiled", True),
     "ort:longattn": Way("longattn export, ONNX Runtime", True),
-    "ov:longattn": Way("longattn export, OpenVINO", True),
+    "ov:longattn-openvino": Way("longattn export, OpenVINO", True),
     "torch-longattn-bf16": Way("longattn, PyTorch", True, "bf16"),
     "torch-longattn-int8": Way("longattn, PyTorch, optimize_for_inference", True, "int8"),
-    "ov:longattn+bf16": Way("longattn export, OpenVINO", True, "bf16"),
+    "ov:longattn-openvino+bf16": Way("longattn export, OpenVINO", True, "bf16"),
     "ort:int8-longattn": Way("longattn export, ONNX Runtime, quantize_dynamic", True, "int8"),
     "torch-longformer-optimised": Way("converted to longformer, PyTorch, optimize_for_inference", True, same=False),
     "ort:longformer": Way("converted to longformer, longattn export, ONNX Runtime", True, same=False),
@@ -88,7 +88,7 @@ class Group(NamedTuple):
 ENCODER = (
     "torch-longattn",
     "ort:longattn",
-    "ov:longattn",
+    "ov:longattn-openvino",
     "torch-sdpa",
     "llama-f32",
     "ort:tf-onnx",
@@ -102,18 +102,24 @@ EXACT = {
     "gemma": ("torch-longattn", "torch-sdpa", "llama-f32", "ort:tf-onnx", "ov:tf-ov"),
     "gemma6": ("torch-longattn", "torch-sdpa", "llama-f32"),
     "bert": (*FULL, "torch-longformer-optimised", "ort:longformer"),
-    "privacy": ("torch-longattn", "ort:longattn", "ov:longattn", "torch-eager", "ort:tf-onnx", "ov:tf-ov"),
+    "privacy": ("torch-longattn", "ort:longattn", "ov:longattn-openvino", "torch-eager", "ort:tf-onnx", "ov:tf-ov"),
 }
 """Model -> ways in fp32."""
 COMPILED = ("torch-longattn-compile", "torch-sdpa-compile", "torch-flex-compile")
 DECODER_LOW = ("torch-longattn-bf16", "torch-longattn-int8", "torch-sdpa-bf16", "llama-q8_0", "ov:tf-ov+bf16")
-ENCODER_LOW = (*DECODER_LOW, "ov:longattn+bf16")
+ENCODER_LOW = (*DECODER_LOW, "ov:longattn-openvino+bf16")
 LOW = {
     "minilm": (*ENCODER_LOW, "ort:st-onnx-avx512_vnni", "ov:st-ov-int8"),
     "modernbert": ENCODER_LOW,
     "gemma": DECODER_LOW,
     "bert": (*ENCODER_LOW, "torch-longformer-bf16", "torch-longformer-int8"),
-    "privacy": ("torch-longattn-bf16", "torch-longattn-int8", "torch-eager-bf16", "ov:longattn+bf16", "ov:tf-ov+bf16"),
+    "privacy": (
+        "torch-longattn-bf16",
+        "torch-longattn-int8",
+        "torch-eager-bf16",
+        "ov:longattn-openvino+bf16",
+        "ov:tf-ov+bf16",
+    ),
 }
 """Model -> ways in other precisions."""
 ROUNDED = ("llama-f16", "ort:int8-tf-onnx", "ort:int8-longattn")

@@ -139,15 +139,17 @@ def traced(model: str) -> tuple[dict[str, Any], dict[str, Any]]:
 def make_graph(home: Path, model: str, folder: Path) -> None:
     """Write a graph into ``folder``, by the way that its name says.
 
-    ``longattn`` and ``longformer`` are made by ``longattn export``, and ``tf-*`` by transformers' exporters.
+    ``longattn``, ``longattn-openvino`` and ``longformer`` are made by ``longattn export``, and ``tf-*`` by
+    transformers' exporters.
     ``int8-*`` is ``quantize_dynamic`` of another graph.
     """
     name = folder.name.removesuffix(".part")
-    if name in ("longattn", "longformer"):
+    if name in ("longattn", "longattn-openvino", "longformer"):
         from hf_longattn import export_checkpoint
 
-        source = "hf" if name == "longattn" else name
-        export_checkpoint(home / "models" / model / source, folder / "out", progress=partial(print, file=sys.stderr))
+        source = home / "models" / model / ("longformer" if name == "longformer" else "hf")
+        written = "openvino" if name.endswith("openvino") else "onnx"
+        export_checkpoint(source, folder / "out", format=written, progress=partial(print, file=sys.stderr))
         for file in (folder / "out").iterdir():
             file.rename(folder / file.name)
         (folder / "out").rmdir()
@@ -221,7 +223,7 @@ def lacking(home: Path, model: str, target: Path) -> str | None:
         return "sentence-transformers with optimum"
     if model in DECODERS and not DECODER.exists():
         return "Gemma 3 270M"
-    engine = "openvino" if target.name in ("tf-ov",) else "onnxruntime"
+    engine = "openvino" if target.name in ("tf-ov", "longattn-openvino") else "onnxruntime"
     if target.parent.name == "graphs" and importlib.util.find_spec(engine) is None:
         return engine
     return None
