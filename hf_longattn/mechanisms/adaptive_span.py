@@ -121,6 +121,10 @@ class AdaptiveSpan(Mechanism, AddsLoss):
         return lambda rows, scores: (rows[:, None] - positions).abs() < reach
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
+        """Attention over the keys within the longest span, with the logarithm of the soft mask as a score term.
+
+        Full attention if no span is shorter than the text and none is being learned.
+        """
         longest = None
         if not in_graph():
             if self.training:

@@ -136,6 +136,7 @@ class BigBird(MaskedMechanism):
         return Locality(back, 0 if causal else back, options.block_size, beside="others", width_of_keys=width)
 
     def pairs(self, length: int, causal: bool = False) -> int:
+        """Number of visible pairs of one head, counted in blocks."""
         if self.covers(length, causal):
             return full_pairs(length, causal)
         device = torch.device("cpu")
@@ -226,6 +227,10 @@ class BigBird(MaskedMechanism):
         return call.key_mask
 
     def mask_mod(self, causal: bool, global_mask: Tensor | None) -> MaskMod:
+        """Whether a key counts at least once.
+
+        Decoding reads the blocks from a cached table, which is faster than drawing the random blocks in every step.
+        """
         call, size = AttentionCall(causal), self.options.block_size
         times = self.times(call, global_mask)
 
@@ -284,6 +289,7 @@ class BigBird(MaskedMechanism):
         return softmax_over(scores + counts.to(scores.dtype).log(), counts > 0, call.sink_scores)
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
+        """The output ``(B, H, Nq, D)``: dense for short texts, else by a table of blocks (flex) or by tiles."""
         q_len, kv_len = q.shape[2], k.shape[2]
         tokens = self.resolve_globals(k, call)
         # The path for accelerators supports any number of global tokens, even in a graph.

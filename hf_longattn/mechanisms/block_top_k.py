@@ -57,6 +57,10 @@ class BlockTopK(Mechanism):
         return length <= self.options.num_blocks * self.options.block_size
 
     def pairs(self, length: int, causal: bool = False) -> int:
+        """Number of pairs with the keys of chosen blocks, plus one pair for each block that a query scores.
+
+        Bounded by full attention.
+        """
         dense = full_pairs(length, causal)
         if self.covers(length, causal):
             return dense
@@ -70,6 +74,7 @@ class BlockTopK(Mechanism):
         return min(dense, int((in_own_block + in_chosen_blocks + own_block).sum()))
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
+        """The output ``(B, H, Nq, D)``: dense for short texts, else over each query's own and chosen blocks."""
         q_len, kv_len = q.shape[2], k.shape[2]
         path = choose("pairs", q, k, call, covered=self.covers(kv_len, call.causal))
         if path == "dense":
@@ -115,6 +120,7 @@ class BlockTopK(Mechanism):
         block_of_key = torch.arange(k.shape[2], device=q.device) // size
 
         def keys_of(rows: Tensor) -> Tensor:
+            """Mask ``(B, H, n, Nk)`` of the keys in the blocks that the queries at ``rows (n,)`` see."""
             own_block = block_of_key[rows][:, None]
             gates = q[:, :, rows - first].to(means.dtype) @ means.mT  # g_im, (B, H, n, blocks)
             others = (blocks < own_block) if call.causal else (blocks != own_block)

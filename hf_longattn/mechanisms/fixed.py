@@ -59,6 +59,7 @@ class Fixed(GatheredMechanism):
         return lambda b, h, q_idx, kv_idx: (q_idx // size == kv_idx // size) | (kv_idx % size >= first_summary)
 
     def parts(self, length: int, causal: bool, device: torch.device) -> tuple[GatherTile, ...]:
+        """Tiles of each block with its own keys, and with the summary columns of other blocks."""
         size, summary = self.options.block_size, self.options.num_summary
         blocks = rows_of(length, size, device)[0, 0]
         rows = in_rows(blocks, QUERIES_PER_WIDE_ROW).flatten(0, 1)
@@ -76,6 +77,7 @@ class Fixed(GatheredMechanism):
         return self.options.block_size >= length or self.options.num_summary == self.options.block_size
 
     def pairs(self, length: int, causal: bool = False) -> int:
+        """Number of visible pairs: those in the own block, and those with summary columns of other blocks."""
         size, summary = self.options.block_size, self.options.num_summary
         if causal:
             return sum(

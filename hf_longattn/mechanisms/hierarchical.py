@@ -87,6 +87,7 @@ class Hierarchical(Mechanism):
         return full_pairs(length, causal) if self.covers(length, causal) else self.pyramid(length).pairs(causal)
 
     def dense_weights(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
+        """The weights ``(B, H, Nq, Nk)``: each key has the score of the pool in which the query sees it."""
         heads, kv_len, real = q.shape[1], k.shape[2], call.key_mask
         pyramid = self.pyramid(kv_len)
         b, h, q_idx, kv_idx = grid_of(q, k)
@@ -105,6 +106,7 @@ class Hierarchical(Mechanism):
         return softmax_over(scores, visible_in_full_attention(q, k, call))
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
+        """The output ``(B, H, Nq, D)``: dense for short texts, else over tiles of tokens and pools."""
         q_len, kv_len, heads = q.shape[2], k.shape[2], q.shape[1]
         path = choose("pairs", q, k, call, covered=self.covers(kv_len, call.causal))
         if path == "dense":

@@ -152,6 +152,7 @@ class Hybrid(Mechanism, Stateful):
         return torch.where(weight > 0, total / torch.where(weight > 0, weight, 1.0), 0.0).to(dtype)
 
     def dense_weights(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
+        """The weights ``(B, H, Nq, Nk)``: softmax terms times γ in the window, κ elsewhere, normalised together."""
         scale, k = call.scale_for(self.head_dim), repeat_heads(k, q.shape[1])
         window = Pattern.window(self.options.window, call.causal)
         near = window.band_mod(*grid_of(q, k)).expand(*q.shape[:3], k.shape[2])

@@ -94,6 +94,7 @@ class Linformer(Mechanism):
             )
 
     def dense_weights(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
+        """The weights ``(B, H, Nq, Nk)`` on the values: softmax over the projected keys, times Fᵀ."""
         self._check_length(k.shape[2])
         down_k, down_v = (
             self._real_rows(projection, k, call).mT[:, None].to(k.dtype)

@@ -67,6 +67,7 @@ class LongformerOptions(BandOptions):
     )
 
     def check(self) -> None:
+        """Refuse ``separate_global`` with relative positions that depend on queries."""
         if (
             self.separate_global
             and self.relative is not None

@@ -82,6 +82,7 @@ class LSHOptions(Options):
     seed: int = option(0, "seed of the rotations")
 
     def check(self) -> None:
+        """Refuse numbers of buckets that neither one hash nor two hashes can give."""
         if self.num_buckets is not None and self.num_buckets != 1 and (self.num_buckets < 2 or self.num_buckets % 2):
             raise OptionError(
                 f"Option 'num_buckets' of mechanism 'lsh' is {self.num_buckets}, but a rotation gives 1 bucket or an "
@@ -148,6 +149,10 @@ class LSH(BucketedMechanism):
         self.rotations.copy_(drawn)
 
     def prepared(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        """Queries and keys whose products are the scores, ``(B, H, Nq, D)`` and ``(B, H, Nk, D)``.
+
+        With ``shared_qk``, both come from the keys, and keys are normalised.
+        """
         x = repeat_heads(k, q.shape[1])
         if not self.options.shared_qk:
             return q, x
@@ -187,6 +192,8 @@ class LSH(BucketedMechanism):
         return bucket
 
     def meets(self, q: Tensor, k: Tensor, call: AttentionCall) -> Callable[[Tensor], Tensor]:
+        """The definition, as a function ``rows (n,)`` -> ``(B, H, n, Nk)`` int: in how many rounds queries meet each
+        key."""
         options, length, real = self.options, k.shape[2], call.real(k)
         size, shared, first = options.bucket_size, options.shared_qk, length - q.shape[2]
         key_buckets = self.hashes(k)
@@ -216,6 +223,7 @@ class LSH(BucketedMechanism):
             return met & is_real
 
         def count_rounds(rows: Tensor) -> Tensor:
+            """Number of rounds in which the queries at ``rows (n,)`` meet each key, ``(B, H, n, Nk)`` int."""
             count = met_in(0, rows).int()
             for number in range(1, options.num_hashes):
                 count = count + met_in(number, rows)
@@ -230,6 +238,8 @@ class LSH(BucketedMechanism):
     def visits(
         self, q: Tensor, k: Tensor, q_len: int, call: AttentionCall
     ) -> tuple[tuple[GatherTile, ...], Tensor | None]:
+        """The tiles of all rounds, and the queries that meet no key: by the last keys of a bucket if causal, else by
+        chunks of the sorted order."""
         key_buckets, shared = self.hashes(k), self.options.shared_qk
         query_buckets = key_buckets if shared else self.hashes(q)
         arguments: dict[str, Any] = {

@@ -87,6 +87,7 @@ class Nystrom(Mechanism):
             nn.init.zeros_(self.conv)
 
     def dense_weights(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
+        """The weights ``(B, H, N, N)``: F A⁺ B, and the convolution of the values as a band."""
         check_all_queries(self, q, k)
         k = repeat_heads(k, q.shape[1])
         count, scale, real = self.options.num_landmarks, call.scale_for(q.shape[3]), call.real(k)
@@ -116,6 +117,7 @@ class Nystrom(Mechanism):
         return weights + band * (real[:, None, None, :] & real[:, None, :, None])
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
+        """The output ``(B, H, N, D)``: exact if every token is a landmark, else F A⁺ (B V), plus the convolution."""
         check_all_queries(self, q, k)
         length, heads = k.shape[2], q.shape[1]
         k = repeat_heads(k, heads)

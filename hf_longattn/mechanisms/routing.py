@@ -180,6 +180,8 @@ class Routing(BucketedMechanism, NeedsWholeBatch):
             return (x.to(dtype) @ (centroids - centroids.mean(-1, keepdim=True)).mT).argmax(-1)
 
     def meets(self, q: Tensor, k: Tensor, call: AttentionCall) -> Callable[[Tensor], Tensor]:
+        """The definition, as a function ``rows (n,)`` -> ``(B, H, n, Nk)`` int: 1 for each key that a query sees, else
+        0."""
         real, offset, first = call.real(k), self.offsets(k, call), k.shape[2] - q.shape[2]
         query_clusters = self.clusters(q, offset)
         if call.causal:
@@ -206,6 +208,10 @@ class Routing(BucketedMechanism, NeedsWholeBatch):
     def visits(
         self, q: Tensor, k: Tensor, q_len: int, call: AttentionCall
     ) -> tuple[tuple[GatherTile, ...], Tensor | None]:
+        """Tiles of queries with the keys of their clusters.
+
+        If causal, also the queries that meet no key, ``(B, H, N)`` bool.
+        """
         real, offset = call.key_mask, self.offsets(k, call)
         cluster = self.clusters(q, offset)
         no_visible_key = None
@@ -239,6 +245,7 @@ class Routing(BucketedMechanism, NeedsWholeBatch):
         return ranked if real is None else ranked.masked_fill(~real[:, None, None], float("-inf"))
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
+        """The output ``(B, H, Nq, D)``. In training with gradients, the centroids move in the backward pass."""
         if self.needs_one_call() and differentiated(q, k, v):
             # The sums are taken now, by the centroids of this pass. The centroids move after the backward pass.
             real = call.real(k)

@@ -95,6 +95,10 @@ class Segmented(GatheredMechanism):
         return mod
 
     def parts(self, length: int, causal: bool, device: torch.device) -> tuple[GatherTile, ...]:
+        """Tiles of each block with the keys, or keys and summaries, that it sees.
+
+        Summaries are keys after the ``length`` tokens.
+        """
         size = self.options.block_size
         blocks = rows_of(length, size, device)[0, 0]
         if self.options.integration == "none":
@@ -107,6 +111,7 @@ class Segmented(GatheredMechanism):
         return (*cells(blocks, blocks, causal=causal), *_summary_parts(blocks, length, causal))
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
+        """The output ``(B, H, Nq, D)``, with the summaries of blocks as further keys and values."""
         if not self.summarises or self.covers(k.shape[2], call.causal):
             return super().forward(q, k, v, call)
 
@@ -145,6 +150,7 @@ class Segmented(GatheredMechanism):
         return mod
 
     def dense_weights(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
+        """The weights ``(B, H, Nq, Nk)``, in which a summary's weight is shared by the tokens of its block."""
         if not self.summarises:
             return super().dense_weights(q, k, call)
         heads, kv_len, size = q.shape[1], k.shape[2], self.options.block_size

@@ -97,6 +97,10 @@ class Synthesizer(Mechanism):
         return torch.arange(length, device=k.device)
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
+        """The output ``(B, H, Nq, D)``.
+
+        The dense variant needs no N×N matrix, the random one has it as a parameter.
+        """
         v = repeat_heads(v, q.shape[1])
         if self.options.variant == "random":
             weights = self.dense_weights(at_least_fp32(q), k, call)
@@ -110,6 +114,7 @@ class Synthesizer(Mechanism):
         return out[..., : v.shape[-1]].to(v.dtype)
 
     def dense_weights(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
+        """The weights ``(B, H, Nq, Nk)``: softmax over the synthetic scores of the visible keys."""
         columns = self._positions(k)
         if self.options.variant == "dense":
             hidden, rows = self.mlp.vectors(q, columns)

@@ -52,6 +52,7 @@ class TopK(Mechanism):
         return self.options.num_keys >= length
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
+        """The output ``(B, H, Nq, D)``: the keys of each query are searched without gradients, then attended to."""
         if choose("pairs", q, k, call, covered=self.covers(k.shape[2], call.causal), maskable=False) == "dense":
             return dense_attention(q, k, v, call)
         scale = call.scale_for(q.shape[-1])

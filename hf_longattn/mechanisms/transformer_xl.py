@@ -106,6 +106,10 @@ class TransformerXL(GatheredMechanism):
         return super().labels_documents(k, v, call) and not self._stops_gradients(k, v)
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
+        """The output ``(B, H, Nq, D)``.
+
+        If gradients must stop at the memory, its keys and values are a detached copy.
+        """
         if not self._stops_gradients(k, v):
             return super().forward(q, k, v, with_relative(self, q, k, call))
         # Keys and values of the memory are a second, detached copy after those of the segments. Each query sees a

@@ -40,6 +40,7 @@ class UnionOptions(Options):
     )
 
     def check(self) -> None:
+        """Refuse an empty union, and members that are no mask over positions."""
         if not self.of:
             raise OptionError(f"Mechanism 'union' needs the mechanisms that it joins, for example {EXAMPLE}.")
         for choice in self.of:
@@ -71,6 +72,7 @@ class Union(GatheredMechanism):
     members: nn.ModuleList
 
     def __init__(self, sizes: LayerSizes, options: UnionOptions) -> None:
+        """Build the members, and derive form, global tokens and capabilities from them."""
         super().__init__(sizes, options)
         self.members = nn.ModuleList()
         for choice in options.of:
@@ -99,15 +101,14 @@ class Union(GatheredMechanism):
 
     def _common_form(self) -> bool | str:
         """The form, causal or bidirectional, that all members have."""
-        forms = {member.causal for member in self.mechanisms} - {"both"}
-        if len(forms) > 1:
-            causal = next(member.name for member in self.mechanisms if member.causal is True)
-            bidirectional = next(member.name for member in self.mechanisms if member.causal is False)
+        # each form (causal is True or False) that is the only one of a member -> the first such member's name
+        only = {member.causal: member.name for member in reversed(self.mechanisms) if member.causal != "both"}
+        if len(only) > 1:
             raise OptionError(
-                f"Mechanism 'union' joins {causal!r}, which exists in the causal form only, with {bidirectional!r}, "
+                f"Mechanism 'union' joins {only[True]!r}, which exists in the causal form only, with {only[False]!r}, "
                 "which has no causal form; leave one of them out."
             )
-        return forms.pop() if forms else "both"
+        return next(iter(only), "both")
 
     def _enter(self, layer: int) -> None:
         for member in self.mechanisms:
@@ -175,6 +176,7 @@ class Union(GatheredMechanism):
         return block_sparse_attention(q, k, v, band, call)
 
     def locality(self, causal: bool) -> Locality | None:
+        """The smallest range that contains the ranges of all members; ``None`` if one of them is unbounded."""
         members = [member.locality(causal) for member in self.mechanisms]
         known = [local for local in members if local is not None]
         if len(known) < len(members):

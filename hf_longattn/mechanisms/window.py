@@ -104,6 +104,7 @@ class WindowOptions(BandOptions):
     )
 
     def check(self) -> None:
+        """Refuse ``full_decoding`` with relative positions, and dilations below 1."""
         if self.full_decoding and self.relative is not None:
             raise OptionError(
                 f"Option 'full_decoding' of mechanism 'window' was given with relative={self.relative!r}, but full "
@@ -145,6 +146,7 @@ class Window(SparseMechanism, GatheredMechanism):
     forward_is_mask = True
 
     def __init__(self, sizes: LayerSizes, options: WindowOptions) -> None:
+        """Group the heads by dilation, and decide whether pairs are a band or listed as tiles."""
         super().__init__(sizes, options)
         if len(options.dilation) not in (1, self.num_heads):
             raise OptionError(
@@ -178,9 +180,11 @@ class Window(SparseMechanism, GatheredMechanism):
         return self.options.pattern(causal, has_globals=self.options.num_sinks > 0, global_rows=False)
 
     def mask_mod(self, causal: bool, global_mask: Tensor | None) -> MaskMod:
+        """Whether a key is in the window of its query, with the dilation of each head, or is a sink."""
         pattern, sinks = self.pattern(causal), self.options.num_sinks
 
         def band(b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
+            """Whether a key is in the window, by the dilation of head ``h``."""
             if self.max_dilation == 1:
                 return pattern.band_mod(b, h, q_idx, kv_idx)
             dilation = torch.tensor(self.dilations, device=q_idx.device)[h]
@@ -207,6 +211,7 @@ class Window(SparseMechanism, GatheredMechanism):
         return tuple(range(self.options.num_sinks))
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
+        """The output ``(B, H, Nq, D)``: by tiles, as a band, or by a call for each group of heads of one dilation."""
         if self.listed:
             return GatheredMechanism.forward(self, q, k, v, call)
         if not self._groups:
@@ -225,6 +230,7 @@ class Window(SparseMechanism, GatheredMechanism):
         return take_heads(torch.cat(outs, 1), [order.index(head) for head in range(self.num_heads)])
 
     def parts(self, length: int, causal: bool, device: torch.device) -> tuple[GatherTile, ...]:
+        """The tiles of the window and the sinks, for heads of all dilations."""
         different_dilations = sorted(set(self.dilations))
         if len(different_dilations) == 1:
             return tuple(self._parts_of(self.max_dilation, length, causal, device))
@@ -260,6 +266,7 @@ class Window(SparseMechanism, GatheredMechanism):
         return (positions >= upcoming - back) | (positions < sinks)
 
     def locality(self, causal: bool) -> Locality | None:
+        """The window as a range of distances, with the largest dilation; ``None`` if decoding sees all keys."""
         if self.options.full_decoding:
             return None
         pattern, sinks, dilation = self.pattern(causal), self.options.num_sinks, self.max_dilation
@@ -272,6 +279,7 @@ class Window(SparseMechanism, GatheredMechanism):
         )
 
     def covers(self, length: int, causal: bool = False) -> bool:
+        """Whether the window and the sinks leave no key out, in texts of up to ``length`` tokens."""
         sinks, pattern = self.options.num_sinks, self.pattern(causal)
         if length <= max(sinks, 1):
             return True

@@ -138,6 +138,10 @@ class Window2d(MaskedMechanism, CopiesProjections, OnGrid):
         return window, shift
 
     def on_grid(self, grid: Grid, check: bool = False, layer: int | None = None) -> Self:
+        """A copy bound to ``grid`` and, if given, to the number ``layer``.
+
+        ``check`` refuses windows larger than the grid.
+        """
         window = grid.per_axis(self.options.window, "window")
         if (
             check
@@ -231,6 +235,7 @@ class Window2d(MaskedMechanism, CopiesProjections, OnGrid):
         )
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
+        """The output ``(B, H, N, D)``. With padding, it is computed on a larger grid, whose cells are then cut off."""
         grid = self.grid_for(q, k, call)
         larger = self.padded_grid(grid)
         if larger == grid:

@@ -181,6 +181,7 @@ class SparseCacheLayer(AttentionCacheLayer):
     keeps = "retained keys"
 
     def __init__(self, mechanism: str, options: str, **kwargs: Any) -> None:
+        """``options``: JSON of the mechanism's options."""
         super().__init__()
         self.mechanism = mechanism
         self.options = options
@@ -272,6 +273,7 @@ class SparseCacheLayer(AttentionCacheLayer):
     def attend(
         self, mechanism: Any, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, weights_wanted: bool
     ) -> tuple[Tensor, Tensor | None]:
+        """Attention over the retained keys, by their positions. The weights are ``(B, H, Nq, all tokens so far)``."""
         refuse_restricted_pairs(call)
         mask, total = call.key_mask, self.cumulative_length
 
@@ -398,6 +400,7 @@ class StateLayer(AttentionCacheLayer):
     def attend(
         self, mechanism: Any, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, weights_wanted: bool
     ) -> tuple[Tensor, Tensor | None]:
+        """Add the new tokens to the state, and return their outputs. Weights are available in the first step only."""
         refuse_restricted_pairs(call)
         total = int(self.cumulative_length)
         before = total - q.shape[2]
@@ -481,6 +484,10 @@ class StaticStateLayer(ReservedLayer, StateLayer, StaticLayer):
     def attend(
         self, mechanism: Any, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, weights_wanted: bool
     ) -> tuple[Tensor, Tensor | None]:
+        """As :meth:`StateLayer.attend`.
+
+        Once all sequences have started, the new state is copied into the old one's memory.
+        """
         # Until every sequence has started, the state may be replaced. Its tensors then stay where they are.
         if not self.started or self.state is None or not self._all_started or weights_wanted:
             out, weights = super().attend(mechanism, q, k, v, call, weights_wanted)

@@ -104,7 +104,8 @@ def _layer_type(name: str, options: dict[str, Any], plain_scores: bool) -> str:
         return STATE_LAYER
     reach = keys_per_query(mechanism)
     if reach is not None:
-        return window_layer_type(reach)
+        growing, static = (partial(layer, window=reach) for layer in (GrowingWindowLayer, StaticWindowLayer))
+        return _enter_layer_type(f"{BACKEND}_window_{reach}", growing, static)
     first_token = torch.zeros(1, 1, dtype=torch.long)
     scattered = isinstance(mechanism, MaskedMechanism) and mechanism.retained(first_token, first_token) is not None
     if not plain_scores or not scattered:
@@ -112,14 +113,8 @@ def _layer_type(name: str, options: dict[str, Any], plain_scores: bool) -> str:
 
     # A static cache holds all keys.
     settings = json.dumps(options, sort_keys=True)
-    growing = partial(SparseCacheLayer, mechanism=name, options=settings)
-    return _enter_layer_type(f"{BACKEND}_{name}_{settings}", growing, StaticKeysLayer)
-
-
-def window_layer_type(window: int) -> str:
-    """The cache layer type that holds the keys of a window of ``window`` tokens."""
-    growing, static = (partial(layer, window=window) for layer in (GrowingWindowLayer, StaticWindowLayer))
-    return _enter_layer_type(f"{BACKEND}_window_{window}", growing, static)
+    scattered_keys = partial(SparseCacheLayer, mechanism=name, options=settings)
+    return _enter_layer_type(f"{BACKEND}_{name}_{settings}", scattered_keys, StaticKeysLayer)
 
 
 def _enter_layer_type(name: str, growing: Callable[..., Any], static: Callable[..., Any]) -> str:

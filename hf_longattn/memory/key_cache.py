@@ -154,6 +154,7 @@ def slot_columns(layer: StaticLayer, q_len: int, kv_len: int) -> Columns:
         layout = "rolled"
 
     def find() -> tuple[Tensor, Tensor]:
+        """Columns of the queries ``(q_len,)`` and of the keys ``(kv_len,)``."""
         total, device = tokens_in(layer), layer.device
         queries = torch.arange(q_len, device=device) + (total - q_len)
         if layout == "all":

@@ -186,6 +186,7 @@ class CacheMemory(SegmentMemory):
         return tensors
 
     def load_state_dict(self, tensors: dict[str, Tensor]) -> None:
+        """Fill a new memory of the same model with the tensors of :meth:`state_dict`."""
         super().load_state_dict(tensors)
         for name, tensor in tensors.items():
             index, dot, attribute = name.partition(".")

@@ -152,6 +152,8 @@ class QueryDependent(RelativePositions):
         return q, content
 
     def term(self, q: Tensor, k: Tensor, rows: Tensor, keys: Tensor, causal: bool, scale: float) -> Tensor:
+        """The term ``(B, H, Nq, Nk)``: the product of query and row for the distance, plus that of key and
+        ``content``."""
         distance = rows[:, :, None] - keys[:, None]
         queries, content = self.vectors(q, k)
         span = int(distance.max().clamp(min=0)), int((-distance).max().clamp(min=0))
@@ -226,6 +228,7 @@ class T5Buckets(DistanceOnly):
 
     @classmethod
     def check(cls, settings: Mapping[str, int]) -> None:
+        """Also refuse buckets that cannot be halved twice, and a distance too small for the logarithmic buckets."""
         super().check(settings)
         num_buckets, furthest = settings["num_buckets"], settings["max_distance"]
         if num_buckets % 4 or furthest <= num_buckets // 2:
@@ -505,6 +508,7 @@ class SinkPositions(RelativePositions):
         return self.table(q, k, rows, scale) * is_sink[:, None, None]
 
     def score_term(self, q: Tensor, k: Tensor, causal: bool, scale: float, span: Span) -> ColumnTerm:
+        """The term for the first ``sinks`` keys of the sequence, for engines."""
         q_len, kv_len = q.shape[2], k.shape[2]
         offset = kv_len - q_len
         first = 0 if in_graph() else min(max(0, self.last + 1 - offset), q_len)  # earlier queries are not rotated

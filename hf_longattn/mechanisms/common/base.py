@@ -96,6 +96,7 @@ class Mechanism(nn.Module, ABC):
         cls._options_type = options_type
 
     def __init__(self, sizes: LayerSizes, options: Options) -> None:
+        """``sizes`` describes the layer; ``options`` are checked."""
         super().__init__()
         self.sizes = sizes
         self.num_heads = sizes.num_heads

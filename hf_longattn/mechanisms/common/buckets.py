@@ -65,6 +65,10 @@ class BucketedMechanism(Mechanism):
         return q, repeat_heads(k, q.shape[1])
 
     def attended_keys(self, q: Tensor, k: Tensor, call: AttentionCall) -> AttendedKeys | None:
+        """The keys that a query meets, or its own position if it meets none.
+
+        ``None`` if weights are not those of one softmax over keys.
+        """
         if self.count_duplicates or not self.plain_scores:
             return None
         meets = self.meets(q, repeat_heads(k, q.shape[1]), call)
@@ -97,6 +101,7 @@ class BucketedMechanism(Mechanism):
         return softmax_over(scores, count > 0)
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
+        """The output ``(B, H, Nq, D)``: dense for short texts, else over the tiles of :meth:`visits`."""
         q_len, kv_len = q.shape[2], k.shape[2]
         packed = call.batch is not None and call.batch.documents is not None
         path = "" if packed else choose("pairs", q, k, call, covered=self.covers(kv_len, call.causal))

@@ -319,6 +319,7 @@ class SparseMechanism(MaskedMechanism):
         self.finds_starts = False  # the positions of queries also count from the start of a sequence
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
+        """The output ``(B, H, Nq, D)`` of the engine for bands and global tokens."""
         if isinstance(self.relative, SinkPositions):  # added here: a hook would cost short texts their fused call
             call = with_relative(self, q, k, call)
         tokens = self.resolve_globals(k, call)
@@ -439,6 +440,10 @@ class GatheredMechanism(MaskedMechanism):
         return why_not_one_call(k, k, Pattern.everything(call.causal), call) is None
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
+        """The output ``(B, H, Nq, D)``: dense for short texts, else over the tiles of :meth:`parts`.
+
+        Packed documents come here only if all of them get full attention.
+        """
         if call.batch is not None and call.batch.documents is not None:
             return block_sparse_attention(q, k, v, Pattern.everything(call.causal), call)
         q_len, kv_len = q.shape[2], k.shape[2]

@@ -43,6 +43,10 @@ def in_full_if_short(
         return in_full(q, k, v, call.for_full_attention())
 
     def run(q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
+        """The output ``(B, H, Nq, D)``.
+
+        A batch with short and long sequences takes two calls if ``one_call`` is True, else a call for each sequence.
+        """
         if in_graph():
             return _in_graph(of_short, by_mechanism, most, q, k, v, call)
         batch = call.batch
