@@ -482,7 +482,8 @@ def check_destination(destination: Path, *sources: Path, overwrite: bool) -> Non
     if not overwrite:
         raise CheckpointError(f"{str(destination)!r} already exists; choose another folder or add --overwrite.")
     replaceable = destination.is_dir() and not destination.is_symlink()
-    if replaceable and (others := _no_model_files(destination)):
+    others = _no_model_files(destination) if replaceable else []
+    if others:
         raise CheckpointError(
             f"{str(destination)!r} holds {listed(others)}, which no model folder has, so --overwrite does not replace "
             "it; move that away, or choose another folder."
@@ -734,6 +735,7 @@ def write_json(path: Path, value: object) -> None:
 
 
 def _sync(path: Path) -> None:
+    """Wait until a file, or the list of a folder's files, is on the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

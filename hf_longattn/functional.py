@@ -276,8 +276,8 @@ def _check_supported(mechanism: Mechanism, q: Tensor, k: Tensor, call: Attention
             f"Mechanism {name!r} with these options needs nothing beyond q, k and v; leave hidden_states out."
         )
     expected = (len(k), k.shape[2], mechanism.sizes.hidden_size)
-    of_queries = (len(k), q.shape[2], mechanism.sizes.hidden_size)  # accepted, too
-    if not isinstance(hidden, Tensor) or tuple(hidden.shape) not in (expected, of_queries):
+    only_queries = (len(k), q.shape[2], mechanism.sizes.hidden_size)  # accepted, too
+    if not isinstance(hidden, Tensor) or tuple(hidden.shape) not in (expected, only_queries):
         raise InputError(
             f"hidden_states {shape_in_words(hidden)}, but must be (batch, key length, hidden size) = {expected}."
         )

@@ -1,4 +1,4 @@
-"""The commands of `longattn`; errors become one sentence and an exit code."""
+"""The program `longattn` with all its commands. An error becomes one sentence and an exit code."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ app = typer.Typer(
 
 @app.callback(invoke_without_command=True)
 def _program(version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False) -> None:
+    # this function has no docstring, because typer would print it as the help of the program
     if version:
         from .. import __version__
 
@@ -34,14 +35,14 @@ def _program(version: Annotated[bool, typer.Option("--version", help="Print the 
 
 
 class Command(TyperCommand):
-    """A command that explains how to type a mechanism's options."""
+    """A command of typer that says how options of a mechanism are typed if it does not know a flag."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Parse a command line. Wrong usage raises typer's error."""
+        """Parse the words of a command line. Wrong usage raises typer's error."""
         try:
             return super().parse_args(ctx, args)
         except typer.TyperException as error:
-            flag = getattr(error, "option_name", "")
+            flag = getattr(error, "option_name", "")  # of an unknown flag
             if flag.startswith("--") and any(parameter.name == "option" for parameter in self.params):
                 ctx.fail(
                     f"{error.format_message()}. An option of a mechanism is typed --option "
@@ -58,8 +59,8 @@ app.add_typer(tasks, name="evaluate", help="Score a model with its own head, wit
 
 
 def hyphenated(word: str) -> str:
-    """A word of a command line, with hyphens in the name of an option: ``--max_length=512`` is ``--max-length=512``.
-    People type the names of transformers' fields."""
+    """A word of a command line, with hyphens in the name of a flag: ``--max_length=512`` becomes ``--max-length=512``.
+    People type underscores because transformers' fields have them."""
     if not word.startswith("--"):
         return word
     name, equals, value = word.partition("=")
@@ -69,7 +70,7 @@ def hyphenated(word: str) -> str:
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ["RUST_BACKTRACE"] = "0"  # a failing tokenizer would print thousands of characters before our message
+    os.environ["RUST_BACKTRACE"] = "0"  # otherwise, a failing tokenizer prints thousands of characters
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
     words = sys.argv[1:] if arguments is None else arguments
@@ -80,7 +81,8 @@ def main(arguments: list[str] | None = None) -> None:
         if isinstance(error, OSError) and error.filename:
             sentence = f"{shortened(str(error.filename))!r}: {error.strerror}."
         elif not isinstance(error, OSError | LongAttentionError):
-            if not isinstance(error, MemoryError) and "allocate" not in str(error):  # a fault of the program
+            # torch raises RuntimeError if memory is short; any other one is a fault of the program
+            if not isinstance(error, MemoryError) and "allocate" not in str(error):
                 raise
             sentence = "There is not enough memory; use smaller options or lengths."
         print(error_line(sentence), file=sys.stderr)

@@ -1,8 +1,7 @@
-"""The commands that write a checkpoint (`longattn convert`, `export` and `compress`), plan one (`plan`, `search`), or
-`push` it.
+"""The commands for checkpoints: `longattn convert`, `plan`, `search`, `export`, `compress` and `push`.
 
-`convert`, `plan` and `search` have a flag for every setting of :class:`~hf_longattn.ConversionConfig` or
-:class:`.SearchConfig`.
+`convert` and `plan` have a flag for every setting of :class:`~hf_longattn.ConversionConfig`, and `search` has one for
+every setting of :class:`.SearchConfig`.
 """
 
 from __future__ import annotations
@@ -32,6 +31,7 @@ if TYPE_CHECKING:
 
 Source = Annotated[str, flags.model_argument("A checkpoint", "SRC")]
 COLOURS = {"passed": "green", "failed": "bold red", "needs training": "yellow", "measured": "cyan", "skipped": "dim"}
+"""Status of a check -> its style in a terminal."""
 
 
 @flags.takes_settings(ConversionConfig)
@@ -226,13 +226,14 @@ def push(
 
 
 def _choose(source: Any, config: ConversionConfig) -> tuple[Any, Mapping[str, Any]]:
-    """The mechanisms for ``--mechanism auto``. Imports the search only if needed."""
+    """Choose the mechanisms for ``--mechanism auto``. The search is imported here, because imports take seconds."""
     from ..search import choose_mechanisms
 
     return choose_mechanisms(source, config)
 
 
 def _plan_report(plan: ConversionPlan) -> Iterator[Part]:
+    """A plan for reading: the result, warnings, and the mechanisms and costs of the model or of each tower."""
     positions = plan.positions
     if plan.position_change:
         positions += f"  ({plan.position_change}: needs training)"
@@ -260,11 +261,13 @@ def _plan_report(plan: ConversionPlan) -> Iterator[Part]:
 
 
 def _flops(count: int) -> str:
+    """A number of FLOPs for reading, such as "1.5 GFLOP"."""
     unit, name = pick_unit_and_suffix(count, ["FLOP", "kFLOP", "MFLOP", "GFLOP", "TFLOP", "PFLOP"], 1000)
     return f"{count / unit:.1f} {name}"
 
 
 def costs_table(costs: Sequence[LengthCost], inputs: InputSizes) -> RenderableType:
+    """A table with operations and memory at each length. Columns without any value are left out."""
     columns = {
         inputs.spec.noun: [cost.size.words for cost in costs if inputs.spec.units],
         "tokens": [f"{cost.length:,}" for cost in costs],
@@ -281,14 +284,15 @@ def costs_table(costs: Sequence[LengthCost], inputs: InputSizes) -> RenderableTy
 
 
 def conversion_report(report: ConversionReport) -> Iterator[Part]:
+    """The report of a conversion, or of the export of a stock model, for reading."""
     from ..conversion.folders import POSITIONS, READY, WOULD_TELL
     from ..hub import next_step
 
     plan, path = report.plan, report.destination
-    grown = plan.get("input", f"{plan['new_length']:,} tokens")  # a stock model does not grow
+    size = plan.get("input", f"{plan['new_length']:,} tokens")  # the export of a stock model has no "input"
     yield {
         "written": f"{path}  ({decimal(report.bytes_written)})",
-        "model": f"{plan.get('class', plan['long_class'])}, {grown}, positions {plan['positions']}",
+        "model": f"{plan.get('class', plan['long_class'])}, {size}, positions {plan['positions']}",
         "texts": plan.get("short_texts", ""),
     }
     if "choice" in plan:
@@ -300,14 +304,15 @@ def conversion_report(report: ConversionReport) -> Iterator[Part]:
         return
     yield ""
     yield checks(report.checks)
-    yield f"\nVerified on {report.text}; details are in {report.files[-2]}."
-    verdict = report.deciding.values if report.deciding is not None else {}
-    if WOULD_TELL in verdict:
-        yield Styled(f"Not known whether it is {READY}: {verdict[WOULD_TELL]} would tell.", "yellow")
+    report_file = report.files[-2]  # the last file is the card
+    yield f"\nVerified on {report.text}; details are in {report_file}."
+    values = report.deciding.values if report.deciding is not None else {}
+    if WOULD_TELL in values:
+        yield Styled(f"Not known whether it is {READY}: {values[WOULD_TELL]} would tell.", "yellow")
     elif report.verdict == READY:
-        sentence = f"{READY.capitalize()}, as measured on {verdict['tokens']:,} tokens of {report.text}"
-        if "seconds" in verdict:
-            sentence += f", in {verdict['seconds']:.0f} s"
+        sentence = f"{READY.capitalize()}, as measured on {values['tokens']:,} tokens of {report.text}"
+        if "seconds" in values:
+            sentence += f", in {values['seconds']:.0f} s"
         yield Styled(f"{sentence}.", "green")
     if report.next_step is not None:
         if path.is_relative_to(Path.cwd()):
@@ -317,24 +322,26 @@ def conversion_report(report: ConversionReport) -> Iterator[Part]:
 
 
 def checks(results: Iterable[Check]) -> Part:
-    """Checks with their status, one below the other."""
+    """The checks, one below the other, each with its status, name and sentence."""
     return facts((Styled(check.status, COLOURS[check.status]), f"{check.name}\n{check.detail}") for check in results)
 
 
-def export_report(graph: ExportReport) -> Iterator[Part]:
-    form = graph.format
-    if graph.opset is not None:
-        form += f", opset {graph.opset}"
+def export_report(report: ExportReport) -> Iterator[Part]:
+    """The report of the export of a graph, for reading."""
+    graph_format = report.format
+    if report.opset is not None:
+        graph_format += f", opset {report.opset}"
     yield {
-        "written": f"{graph.destination}  ({decimal(graph.bytes_written)})",
-        "graph": f"{graph.class_name}, {form}, any batch size, 2 to {graph.max_length:,} tokens",
-        "inputs": ", ".join(graph.inputs),
-        "outputs": ", ".join(graph.outputs),
+        "written": f"{report.destination}  ({decimal(report.bytes_written)})",
+        "graph": f"{report.class_name}, {graph_format}, any batch size, 2 to {report.max_length:,} tokens",
+        "inputs": ", ".join(report.inputs),
+        "outputs": ", ".join(report.outputs),
     }
-    yield checks(graph.checks)
+    yield checks(report.checks)
 
 
 def compression_report(report: CompressionReport) -> Iterator[Part]:
+    """The report of a compression, for reading: differences of outputs, and loss, time and size before and after."""
     outputs = [
         f"{name}: " + ", ".join(f"{key.replace('_', ' ')} {value:.4f}" for key, value in values.items())
         for name, values in report.outputs.items()
@@ -350,13 +357,14 @@ def compression_report(report: CompressionReport) -> Iterator[Part]:
 
 
 def search_report(result: SearchResult) -> Iterator[Part]:
-    """The chosen design, the reason, and the alternatives."""
+    """The result of a search, for reading: the chosen design, the reason, and designs with one candidate."""
     yield Styled(result.reason, "bold")
     yield from filter(None, (result.loss_sentence, *result.notes, " "))
-    chosen = enumerate(zip(result.chosen.design.names, result.scores, strict=True))
-    rows = [(f"{layer}", name, f"{scores[name]:.3f}") for layer, (name, scores) in chosen]
+    rows = []
+    for layer, name in enumerate(result.chosen.design.names):
+        rows.append((f"{layer}", name, f"{result.scores[layer][name]:.3f}"))
     yield table(("layer", "runs", "captured mass"), rows, align="rlr")
-    uniform = [(design.design.names[0], f"{design.score:.3f}", result.cost_of(design)) for design in result.uniform]
+    uniform = [(costed.design.names[0], f"{costed.score:.3f}", result.cost_of(costed)) for costed in result.uniform]
     yield table(("design", "captured mass", "cost"), uniform, "the same in every layer")
     if result.reasons:
         yield f"left out: {', '.join(sorted(result.reasons))} (--json says why)"

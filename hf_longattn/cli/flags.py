@@ -1,4 +1,4 @@
-"""Flags that several commands share, and flags made from the fields of a config."""
+"""Flags that several commands share, and flags that are made from the fields of a settings class."""
 
 from __future__ import annotations
 
@@ -20,25 +20,30 @@ KEYWORD = inspect.Parameter.KEYWORD_ONLY
 
 
 def takes_settings(config_class: type[Settings]) -> Callable[[C], C]:
-    """Decorator of a command whose argument ``config`` is made from one flag for every setting."""
-    settings = {
-        flag_of(each).partition("/")[0][2:].replace("-", "_"): each
-        for each in fields(config_class)
-        if each.metadata["flag"] != "-"
-    }
+    """A decorator for a command with the argument ``config``, an object of a settings class.
+
+    On the command line, there is a flag for every setting in place of ``config``.
+    """
+    settings = {}  # name of a parameter of the command line, such as "decoder_mechanism" -> the setting
+    for setting in fields(config_class):
+        if setting.metadata["flag"] != "-":
+            settings[flag_of(setting).partition("/")[0][2:].replace("-", "_")] = setting
 
     def decorate(command: C) -> C:
+        """The command with the flags in its signature, from which typer makes its options."""
+
         def wrapper(**values: Any) -> None:
-            chosen = {}
+            """Run the command. ``values``: the values of all flags, which typer passes by name."""
+            config_values = {}
             for name, setting in settings.items():
                 value = values.pop(name)
                 try:
                     if value is not None and setting.name in READERS:
                         value = READERS[setting.name](value)
-                    chosen[setting.name] = value
+                    config_values[setting.name] = value
                 except OptionError as error:
                     raise typer.BadParameter(str(error), param_hint=flag_of(setting)) from None
-            command(**values, config=config_class(**chosen))
+            command(**values, config=config_class(**config_values))
 
         flags = [
             inspect.Parameter(
@@ -60,17 +65,19 @@ def takes_settings(config_class: type[Settings]) -> Callable[[C], C]:
 
 
 def flag_of(setting: Field[Any]) -> str:
+    """The flag of a setting, such as ``--max-length``, or ``--verify/--no-verify`` with its negative form."""
     return setting.metadata["flag"] or flag(setting.name)
 
 
 def option(setting: Field[Any]) -> Any:
+    """The option of typer for a setting, with its help text."""
     about = setting.metadata
     shown = {"metavar": about["metavar"], "min": about["minimum"], "show_default": about["unset"] or True}
     return typer.Option(flag_of(setting), help=about["help"], **shown)
 
 
 def read_layers(rules: list[str]) -> str:
-    """Join the mechanisms of layers into one line. Typos are refused before torch is imported."""
+    """Join the values of ``--layers`` into one line. Typing errors are refused here, before torch is imported."""
     text = ";".join(rules)
     read_layer_choices(text)
     return text
@@ -82,16 +89,21 @@ READERS: dict[str, Callable[[Any], Any]] = {
     "decoder_long_attention": read_choice,
     "towers": read_towers,
 }
-"""Name of a setting that is a mapping -> parser of its command-line text."""
+"""Name of a setting that is a mapping in Python -> the parser of its text on the command line."""
 
 
 def model_argument(what: str, metavar: str = "MODEL") -> Any:
+    """The argument of a command that takes a model. ``what``: the kind of model, for the help."""
     return typer.Argument(metavar=metavar, help=f"{what}: a folder or a Hub repository id.", show_default=False)
 
 
 def refuse_typed(context: typer.Context, names: tuple[str, ...], sentence: str) -> None:
-    """Refuse the first of these options that was typed, even with its default value. ``sentence``: why it would have
-    no effect."""
+    """Refuse options that would have no effect, if they were typed, even with their default values.
+
+    Args:
+        names: the names of the options.
+        sentence: why they have no effect, and what to type, as the message after the option's name.
+    """
     for name in names:
         source = context.get_parameter_source(name)
         if source is not None and source.name == "COMMANDLINE":
@@ -110,7 +122,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on std
 
 
 def _apply_recipe(context: typer.Context, recipe: str | None) -> str | None:
-    """Take a recipe's values as defaults of the flags, which check them."""
+    """Make the values of a recipe the defaults of a command's flags, so that typed flags take precedence."""
     parameters: dict[str, Any] = {parameter.name: parameter for parameter in context.command.params if parameter.name}
     if recipe is None:
         return None
@@ -118,8 +130,8 @@ def _apply_recipe(context: typer.Context, recipe: str | None) -> str | None:
     for name, value in values.items():
         takes_list = parameters[name].multiple
         if isinstance(value, dict) or isinstance(value, list) != takes_list:
-            wanted = "list" if takes_list else "single value"
-            raise OptionError(f"The recipe {recipe} sets {name!r} to {value!r}; it must be a {wanted}.")
+            expected = "list" if takes_list else "single value"
+            raise OptionError(f"The recipe {recipe} sets {name!r} to {value!r}; it must be a {expected}.")
     context.default_map = {**(context.default_map or {}), **values}
     return recipe
 

@@ -82,13 +82,14 @@ def inspect(
     from ..inspect.real_texts import inspect_texts
     from ..inspect.texts import read_lengths
 
+    # with INPUT: measure the attention of every layer
     if file is not None:
-        measured = None if lengths is None else read_lengths(lengths)
+        chosen_lengths = None if lengths is None else read_lengths(lengths)
         with progress() as tell:
             diagnosis = diagnose(
                 model,
                 file,
-                lengths=measured,
+                lengths=chosen_lengths,
                 queries=queries,
                 candidates=candidate,
                 device=device,
@@ -98,6 +99,8 @@ def inspect(
             )
         show(diagnosis.to_dict(), diagnosis_report(diagnosis), as_json=as_json)
         return
+
+    # without INPUT: describe a long checkpoint, or a stock model
     source = open_source(model, revision, token, weights=False)
     texts = None
     if is_long(source.config):
@@ -107,21 +110,27 @@ def inspect(
         inspection = inspect_checkpoint(model, revision=revision, token=token)
         if text:
             texts = inspect_texts(source, text, inspection)
-        values, report = inspection.to_dict(), _inspection_report(inspection, texts)
+        values = inspection.to_dict()
+        report = _inspection_report(inspection, texts)
     else:
         stock = inspect_stock(model, revision=revision, token=token)
         tokens = read_lengths(lengths or "2K,8K,32K")
         if text:
             texts = inspect_texts(source, text, stock)
-            tokens = tokens if lengths else texts.lengths
-        values, report = {"model": model, **stock.to_dict(tokens)}, _stock_report(model, stock, tokens, texts)
+            if not lengths:
+                tokens = texts.lengths
+        values = {"model": model, **stock.to_dict(tokens)}
+        report = _stock_report(model, stock, tokens, texts)
     if texts is not None:
         values["texts"] = texts.to_dict()
     show(values, report, as_json=as_json)
 
 
 def _inspection_report(model: Inspection, texts: TextsInspection | None = None) -> Iterator[Part]:
-    """A checkpoint: its model, mechanisms, state and cost. With texts, the state and the cost are those of texts."""
+    """A long checkpoint for reading: its model, mechanisms, state while decoding, and cost.
+
+    With ``texts``, the cost is for their lengths, and what the model does with them takes the place of the state.
+    """
     from ..inspect.layers import COLUMNS, planned_length, planned_paths
 
     class_name = model.class_name
@@ -151,7 +160,7 @@ def _inspection_report(model: Inspection, texts: TextsInspection | None = None) 
             yield costs_table(model.costs_at(texts.lengths), model.inputs)
         yield from _texts_report(texts)
         return
-    states: dict[tuple[str, DecodeState], list[int]] = {}
+    states: dict[tuple[str, DecodeState], list[int]] = {}  # mechanism and state -> numbers of the layers
     for number, state in enumerate(model.states):
         states.setdefault((model.mechanisms[number].name, state), []).append(number)
     if states:
@@ -168,29 +177,33 @@ def _inspection_report(model: Inspection, texts: TextsInspection | None = None) 
 def _stock_report(
     name: str, model: StockInspection, lengths: Sequence[int], texts: TextsInspection | None = None
 ) -> Iterator[Part]:
+    """A stock model for reading: its attention, the windows of its layers, and memory at ``lengths`` in tokens.
+
+    With ``texts``, the report also says what the model does with them.
+    """
     attention = {}
     if model.layers:
-        runs = model.implementation
-        if runs != "sdpa":
-            runs = f"eager, since {model.class_name} does not support SDPA"
+        implementation = model.implementation
+        if implementation != "sdpa":
+            implementation = f"eager, since {model.class_name} does not support SDPA"
         if model.flash:
-            runs += "; flash attention on GPUs"
-        attention = {"transformers": runs, "longattn": model.verdict()}
+            implementation += "; flash attention on GPUs"
+        attention = {"transformers": implementation, "longattn": model.verdict()}
     yield {
         "model": f"{name}  ({model.class_name}, model type {model.model_type})",
         "parameters": f"{model.parameters:,}",
         **attention,
     }
-    groups = model.groups().items()
+    groups = model.groups().items()  # module and kind of layer, with the numbers of the layers
     if texts is None:
         layers = [
             (write_numbers(numbers), module, f"{layer.heads}", str(layer)) for (module, layer), numbers in groups
         ]
         yield table(("layers", "module", "heads", "a query sees"), layers, align="l")
     else:
-        read = max(texts.read)
-        paths = [(write_numbers(numbers), str(layer), layer.path(read)) for (_, layer), numbers in groups]
-        yield table(("layers", "a query sees", f"under longattn, at {read:,} tokens"), paths, align="l")
+        longest = max(texts.read)
+        paths = [(write_numbers(numbers), str(layer), layer.path(longest)) for (_, layer), numbers in groups]
+        yield table(("layers", "a query sees", f"under longattn, at {longest:,} tokens"), paths, align="l")
     memory = [
         (f"{length:,}", decimal(stock), decimal(ours))
         for length, stock, ours in model.memory(lengths)
@@ -208,13 +221,15 @@ def _stock_report(
 
 
 def _texts_report(texts: TextsInspection) -> Iterator[Part]:
-    """Tokens of real texts, what is cut, padded and kept of them, and what to type."""
+    """What a model does with real texts, for reading: their tokens, how many are cut and padded, the decode cache, and
+    what to type."""
     from ..inspect.diagnosis import percent
     from ..inspect.real_texts import UNPAD
 
-    counts = [f"{name}: {count:,} tokens" for name, count in zip(texts.names[:4], texts.tokens, strict=False)]
-    if len(texts.names) > len(counts):
-        counts.append(f"{len(texts.names) - len(counts)} more, {sum(texts.tokens[len(counts) :]):,} tokens")
+    shown = 4  # maximum number of texts that are named
+    counts = [f"{name}: {count:,} tokens" for name, count in zip(texts.names[:shown], texts.tokens, strict=False)]
+    if len(texts.names) > shown:
+        counts.append(f"{len(texts.names) - shown} more, {sum(texts.tokens[shown:]):,} tokens")
     cache = ""
     if texts.cache_bytes:
         cache = f"{decimal(texts.cache_bytes)} after {texts.longest:,} tokens"
@@ -245,24 +260,30 @@ def _texts_report(texts: TextsInspection) -> Iterator[Part]:
 
 
 def diagnosis_report(diagnosis: Diagnosis) -> Iterator[Part]:
+    """A diagnosis for reading: the conclusion, each layer's attention by length, and what each mechanism keeps."""
     from ..inspect.diagnosis import percent
 
     yield Styled(diagnosis.conclusion(), "bold")
     yield from filter(None, (diagnosis.dilution(), diagnosis.reach(), *diagnosis.notes))
+
+    # a row for each layer
     rows = []
     for number, layer in enumerate(diagnosis.last.layers):
         effective = [
-            f"{float(row.layers[number].numbers['effective_tokens'].mean()):,.1f}" for row in diagnosis.lengths
+            f"{float(measured.layers[number].numbers['effective_tokens'].mean()):,.1f}"
+            for measured in diagnosis.lengths
         ]
         shares = [percent(float(layer.numbers[name].mean())) for name in ("largest_weight", "first_tokens")]
         rows.append((str(number), *effective, *shares))
     columns = (
         "layer",
-        *(f"eff. tokens\nof {row.length:,}" for row in diagnosis.lengths),
+        *(f"eff. tokens\nof {measured.length:,}" for measured in diagnosis.lengths),
         "largest\nweight",
         "first\ntokens",
     )
     yield table(columns, rows, "mean over the heads of a layer", align="r")
+
+    # a row for each mechanism
     title = f"kept of the attention at {diagnosis.last.length:,} tokens; cost as a share of full attention's"
     candidates = []
     for number in diagnosis.applicable():
@@ -270,12 +291,11 @@ def diagnosis_report(diagnosis: Diagnosis) -> Iterator[Part]:
         kept, cost = percent(diagnosis.mass(number)), percent(diagnosis.cost(number))
         candidates.append((str(diagnosis.candidates[number]), kept, f"{percent(least)} ({where})", cost))
     yield table(("mechanism", "kept", "least (layer)", "cost"), candidates, title)
-    for why, names in (
-        ("not measured for", diagnosis.reasons),
-        ("not chosen, since positions need training", diagnosis.untrained),
-    ):
-        if names:
-            yield f"{why}: {', '.join(sorted(names))} (--json says why)\n"
+    if diagnosis.reasons:
+        yield f"not measured for: {', '.join(sorted(diagnosis.reasons))} (--json says why)\n"
+    if diagnosis.untrained:
+        names = ", ".join(sorted(diagnosis.untrained))
+        yield f"not chosen, since positions need training: {names} (--json says why)\n"
     chosen = diagnosis.chosen()
     if chosen is not None:
         model = "the checkpoint that this model was made from" if diagnosis.is_long else "the model"
@@ -292,15 +312,15 @@ def mechanisms(
     from ..mechanisms import list_mechanisms, mechanism_info  # imports torch
     from ..mechanisms.common.registry import input_in_words
 
-    infos = [mechanism_info(each) for each in ([name] if name else list_mechanisms())]
-    causal = {"both": "both", True: "only", False: "no"}
+    infos = [mechanism_info(mechanism) for mechanism in ([name] if name else list_mechanisms())]
+    causal = {"both": "both", True: "only", False: "no"}  # a mechanism's forms -> whether it has the causal form
     if name is None:
         rows = [(info.name, info.summary, info.cost, causal[info.causal]) for info in infos]
-        listed = (
+        report = (
             table(("name", "what it does", "cost", "causal"), rows, align="l"),
             "Options of each: longattn mechanisms NAME",
         )
-        show({"mechanisms": [asdict(info) for info in infos]}, listed, as_json=as_json)
+        show({"mechanisms": [asdict(info) for info in infos]}, report, as_json=as_json)
         return
     info = infos[0]
     facts = {field: getattr(info, field) for field in ("name", "summary", "when", "paper", "cost")}
@@ -311,12 +331,12 @@ def mechanisms(
     }
     facts["adds parameters"] = {True: "yes: needs training", False: "no"}[info.trains]
     facts["global tokens"] = {True: "taken (global_attention_mask)", False: "not taken"}[info.takes_globals]
-    about: list[Part] = [facts]
+    description: list[Part] = [facts]
     for option in info.options:
         unit = f", in {option.unit}" if option.unit else ""
         heading = f"\n{option.name}  {option.type_in_words}{unit}, default {option.readable(option.default)}"
-        about += [Styled(heading, "bold"), Padding(option.help, (0, 0, 0, 4))]
-    show(asdict(info), about, as_json=as_json)
+        description += [Styled(heading, "bold"), Padding(option.help, (0, 0, 0, 4))]
+    show(asdict(info), description, as_json=as_json)
 
 
 def recipes(

@@ -1,6 +1,7 @@
-"""Terminal output of every command: a report as text, or one JSON object.
+"""Output of every command: a report as text, or one JSON object.
 
-Control characters in text from files, servers and paths are escaped, so that it cannot control the terminal.
+Text may be from files, servers and paths. Its control characters are escaped, so that they cannot control the
+terminal.
 """
 
 from __future__ import annotations
@@ -18,16 +19,16 @@ from rich.text import Text
 from ..errors import CONTROL, visible
 
 Part = RenderableType | Mapping[str, str]
-"""A part of a report: a sentence, a :class:`Line`, a :func:`table`, or a mapping of facts. Facts without a value are
+"""A part of a report: a sentence, a :class:`Line`, a :func:`table`, or a mapping of names to facts. Empty facts are
 left out."""
 
 
 class Line(str):
-    """A path or a command, which is not wrapped."""
+    """A path or a command. It is printed without line breaks, so that it can be copied."""
 
 
 class SafeConsole(Console):
-    """A rich console without markup. Escapes control characters before layout."""
+    """A console of rich that escapes control characters, and takes no text as markup."""
 
     def __init__(self, *, stderr: bool = False) -> None:
         super().__init__(stderr=stderr, markup=False, emoji=False, highlight=False)
@@ -38,8 +39,13 @@ class SafeConsole(Console):
 
 
 def show(values: Mapping[str, Any], report: Iterable[Part], *, as_json: bool = False) -> None:
-    """Print a result: its ``values`` as one JSON object, or the parts of its ``report`` (a generator, not run for
-    JSON)."""
+    """Print the result of a command.
+
+    Args:
+        values: the result for JSON.
+        report: the result for reading. A generator is not run for JSON.
+        as_json: whether to print ``values`` as one JSON object, in place of the report.
+    """
     if as_json:
         text = json.dumps(values, indent=2, ensure_ascii=False, default=str)
         print(CONTROL.sub(lambda match: f"\\u{ord(match[0]):04x}", text))
@@ -55,7 +61,7 @@ def show(values: Mapping[str, Any], report: Iterable[Part], *, as_json: bool = F
 
 
 def facts(rows: Iterable[tuple[RenderableType, RenderableType]]) -> Table:
-    """Names and their values, one below the other."""
+    """A table of names and their values, one below the other."""
     grid = Table.grid(padding=(0, 2))
     grid.add_column(no_wrap=True, style="bold")
     grid.add_column(overflow="fold")
@@ -70,7 +76,10 @@ def table(
     """A table, or an empty line if it has no rows.
 
     Args:
-        align: "l" or "r" for each column; the last one holds for all further columns.
+        columns: names of the columns.
+        rows: the cells of each row.
+        title: title above the table.
+        align: "l" (left) or "r" (right) for each column. The last letter also holds for all further columns.
     """
     grid = Table(
         box=box.SIMPLE, pad_edge=False, collapse_padding=True, title=title, title_style="dim", title_justify="left"
@@ -84,8 +93,13 @@ def table(
 
 @contextlib.contextmanager
 def progress() -> Iterator[Callable[..., None]]:
-    """Show progress on stderr, if that is a terminal: words, and "done of total" if numbers are given."""
+    """Show progress on stderr, if stderr is a terminal.
+
+    Yields a function of words and numbers. ``tell("write", 3, 10)`` shows "write 3 of 10".
+    """
     with SafeConsole(stderr=True).status("loading") as status:
-        yield lambda words, *numbers: status.update(
-            " ".join((words, " of ".join(f"{number:,}" for number in numbers)))
-        )
+
+        def tell(words: str, *numbers: int) -> None:
+            status.update(" ".join((words, " of ".join(f"{number:,}" for number in numbers))))
+
+        yield tell

@@ -1,9 +1,8 @@
-"""The commands that run a model on data: `longattn train TASK`, `longattn evaluate TASK` and `longattn embed MODEL
-DOCUMENTS --output DIR`.
+"""The commands that run a model on data: `longattn train`, `longattn evaluate` and `longattn embed`.
 
-Each task is a command (:mod:`hf_longattn.training.tasks`). Its options are model arguments, data arguments and
-transformers' TrainingArguments. Of several processes (`accelerate launch -m hf_longattn train …`), only the first one
-prints.
+Each task in :mod:`hf_longattn.training.tasks` is a command below `train` and `evaluate`. Its options are model
+arguments, data arguments and transformers' TrainingArguments. If there are several processes
+(`accelerate launch -m hf_longattn train …`), only the first one prints.
 """
 
 from __future__ import annotations
@@ -22,7 +21,13 @@ from .terminal import Line, progress, show
 
 
 def train(name: str, arguments: list[str] | None = None, command: str = "train") -> int:
-    """Run the task ``name`` with a command line (default: the process's), and return the exit code."""
+    """Run a task, and return the exit code.
+
+    Args:
+        name: name of the task.
+        arguments: the words of the command line after the task. By default, they are the process's.
+        command: "train" or "evaluate", for messages.
+    """
     task = load_task(name)
     for extra in getattr(task, "EXTRAS", ()):
         check_extra(extra)
@@ -32,7 +37,7 @@ def train(name: str, arguments: list[str] | None = None, command: str = "train")
 
 
 def run(context: typer.Context) -> None:
-    """A task. Its own parser reads everything after its name, ``--help`` included."""
+    """Run the task of a command. The task's own parser reads all words after its name, also ``--help``."""
     assert context.parent is not None
     raise typer.Exit(train(str(context.info_name), context.args, str(context.parent.info_name)))
 

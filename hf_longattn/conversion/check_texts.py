@@ -430,6 +430,7 @@ class Embeddings:
     def judge(self, source: Mapping[int, Tensor], result: Mapping[int, Tensor]) -> Check:
         """Judge the embeddings of source and result from :meth:`measure`."""
         longest = max(self.passages)
+        # the mean cosine of different passages
         different = float(torch.stack([a @ b for a, b in combinations(source[longest], 2)]).mean())
         least = self.required(different)
         cosines = {

@@ -103,6 +103,7 @@ class ConversionReport:
     next_step: dict[str, Any] | None
 
     def __post_init__(self) -> None:
+        """Set the attributes that follow from checks and next step."""
         self.deciding = next((check for check in self.checks if VERDICT in check.values), None)
         self.verified = bool(self.checks)
         self.verdict = self.train_command = None

@@ -221,24 +221,27 @@ def without_random_pooler(model: Any, missing: set[str]) -> set[str]:
 
 
 def attached_mechanisms(model: nn.Module) -> dict[str, Mechanism]:
+    """Name of a module in the model -> the mechanism that it is."""
     return {name: module for name, module in model.named_modules() if isinstance(module, Mechanism)}
 
 
 def added_modules(model: nn.Module) -> tuple[str, ...]:
-    """Name prefixes of the parameters that mechanisms and memory tokens add to the base."""
+    """The modules that mechanisms and memory tokens add to the base, as prefixes of their parameters' names."""
     return tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, Mechanism | MemoryTokens))
 
 
 _LOCK = threading.Lock()
+"""Held while :func:`quiet_libraries` begins or ends in a thread."""
 _USERS: list[None] = []
-"""One entry for each thread within the context. The first one changes the settings of the process, and the last one
-restores them."""
+"""An entry for each active context :func:`quiet_libraries`, in any thread. The first context changes the settings of
+the process, and the last one restores them."""
 _RESTORE = contextlib.ExitStack()
+"""Restores the settings when it is closed."""
 
 
 @contextlib.contextmanager
 def quiet_libraries() -> Iterator[None]:
-    """Context (or decorator) in which libraries log only errors, and draw no progress bars."""
+    """Within the context, libraries log only errors, and draw no progress bars. Also a decorator."""
     with _LOCK:
         if not _USERS:
             _RESTORE.enter_context(_errors_only())
@@ -254,6 +257,7 @@ def quiet_libraries() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _errors_only() -> Iterator[None]:
+    """As :func:`quiet_libraries`, but for one thread at a time."""
     verbosity, hub_verbosity = logging.get_verbosity(), hub_logging.get_verbosity()
     bars = logging.is_progress_bar_enabled()
     logging.set_verbosity_error()

@@ -178,9 +178,9 @@ def plain_config(
     text = config.get_text_config()
     if isinstance(getattr(text, "rope_parameters", None), dict) and length.old:
         length.check_grows()
-        of_texts = chosen.get("") or chosen.get(text_tower(base, chosen), LongAttentionConfig("full"))
+        attention = chosen.get("") or chosen.get(text_tower(base, chosen), LongAttentionConfig("full"))
         causal = True if architecture.source_class.endswith(("ForCausalLM", "ForConditionalGeneration")) else None
-        rope = plan_rotary(text, of_texts, positions, length.old, length.new, causal=causal)
+        rope = plan_rotary(text, attention, positions, length.old, length.new, causal=causal)
         if rope.relative:
             raise OptionError(
                 f"rope:{rope.scaling} is for architectures with Long classes; choose other positions with --generic."

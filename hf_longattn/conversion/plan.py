@@ -121,6 +121,7 @@ def completed(
     """
 
     def with_options(value: Any) -> Any:
+        """A value of the configuration, with the options added at every level."""
         if isinstance(value, list | tuple):
             return [with_options(inner) for inner in value]
         if not isinstance(value, Mapping):

@@ -270,9 +270,9 @@ class ConversionConfig(Settings):
         values = LongAttentionConfig(original.mechanism, **options).to_dict()
         overrides = {}
         for index, override in original.layers.items():
-            kept = {name: value for name, value in override.items() if name not in options}
-            if kept:
-                overrides[str(index)] = kept
+            remaining = {name: value for name, value in override.items() if name not in options}
+            if remaining:
+                overrides[str(index)] = remaining
         return LongAttentionConfig.from_dict(
             {**original.options, **values, "layers": {**overrides, **values.get("layers", {})}}
         )

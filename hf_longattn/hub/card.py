@@ -496,10 +496,9 @@ def with_inherited(stated: Mapping[str, Any], inherited: Mapping[str, Any]) -> d
 
     Tags are merged. With a stated licence, no field about the licence is inherited.
     """
-    kept = {
-        name: value for name, value in inherited.items() if not (stated.get("license") and name.startswith("license"))
-    }
-    merged = {**kept, **{name: value for name, value in stated.items() if value}}
+    if stated.get("license"):
+        inherited = {name: value for name, value in inherited.items() if not name.startswith("license")}
+    merged = {**inherited, **{name: value for name, value in stated.items() if value}}
     return {**merged, "tags": sorted({*inherited.get("tags", []), *(stated.get("tags") or [])})}
 
 

@@ -120,6 +120,7 @@ class SearchConfig(Settings):
             raise OptionError("At least one piece of text must be read; for example pieces=4.")
 
     def conversion(self) -> ConversionConfig:
+        """The settings of the conversion for which a design is searched."""
         return ConversionConfig(
             max_length=self.length,
             image_size=self.image_size,
