@@ -197,6 +197,7 @@ class DeclaredMask(LazyTensor, PassCache):
         size = self.chunk
 
         def make() -> DeclaredMask:
+            # each token's index and the number of its document, (B, Nq)
             index = torch.arange(documents.shape[1], device=documents.device).expand(documents.shape)
             number = F.pad((documents[:, 1:] != documents[:, :-1]).long().cumsum(1), (1, 0))
             real = index if self.padding is None else index.masked_fill(~self.padding[:, : index.shape[1]], LARGEST)
@@ -221,6 +222,7 @@ class DeclaredMask(LazyTensor, PassCache):
             return masking.and_masks(same_chunk, masking.causal_mask_function)
 
         def replace(function: MaskFunction) -> MaskFunction:
+            """``function`` with the given chunks in place of its own, also inside unions and intersections."""
             code = getattr(function, "__code__", None)
             if code is CHUNKS:
                 return same_chunk

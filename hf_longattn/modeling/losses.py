@@ -142,8 +142,9 @@ class Logits(LazyTensor):
 
     @classmethod
     def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Compute the usual cross-entropy from the hidden states, and every other function from the logits."""
         kwargs = kwargs or {}
-        # the arguments of cross_entropy that the method below supports
+        # a cross-entropy with only the arguments that the method below supports
         if (
             function is F.cross_entropy
             and isinstance(args[0], cls)

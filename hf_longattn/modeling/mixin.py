@@ -126,6 +126,7 @@ class LongAttentionMixin(LoadsMechanisms, HubMixin):
 
         @functools.wraps(base_forward)
         def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+            # arguments by name; an added argument that is None counts as not given
             for name in self.added_arguments:
                 if kwargs.get(name, ...) is None:
                     del kwargs[name]

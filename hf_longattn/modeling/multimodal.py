@@ -58,6 +58,7 @@ class ImageInput:
     channels: int = 3
 
     def __post_init__(self) -> None:
+        """Check that patches fill the image. A list as ``size``, as in a config.json, becomes a tuple."""
         object.__setattr__(self, "size", tuple(self.size))
         if (
             len(self.size) != 2

@@ -58,6 +58,7 @@ class RealTokens(PassCache):
     """
 
     def __init__(self, shape: tuple[int, int], index: Tensor, lengths: list[int]) -> None:
+        """Divide texts of these ``lengths`` into groups. ``shape``: ``(B, N)``."""
         self.shape, self.index = shape, index
         self.groups: list[tuple[int, int, Tensor]] = []
         start = 0
@@ -154,6 +155,8 @@ class UnpaddedLayer:
 
     @torch.compiler.disable
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """The layer's outputs. The hidden states, its first argument, are a padded batch ``(B, N, d)``, or one row
+        ``(1, T, d)`` of real tokens from the layer before."""
         forward = self.own or type(self.layer).forward.__get__(self.layer)
         call = self.__signature__.bind(*args, **kwargs)
         mask = call.arguments.get(MASK, call.kwargs.get(MASK))

@@ -117,6 +117,7 @@ class ReplacedModules(_Base):
     """Module class of the base -> its subclass, or a mixin from which a subclass is created."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Make the subclasses that :attr:`replaced` names by a mixin only."""
         super().__init_subclass__(**kwargs)
         if "replaced" not in vars(cls):
             return

@@ -124,6 +124,7 @@ class NormalisedConvolution:
     """
 
     def __init__(self, layer: Any, samples: Tensor) -> None:
+        """Compute the weights and biases of the normalised convolution for ``samples (B, N)``."""
         self.layer = layer
         self.dtype = samples.dtype
         norm = layer.layer_norm

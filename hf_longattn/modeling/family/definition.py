@@ -412,6 +412,12 @@ class _Families(Mapping[str, Family]):
         return family_names(CONFIG_MAPPING_NAMES)
 
     def __getitem__(self, base_model_type: str) -> Family:
+        """The family of a base's model type, whose module is imported.
+
+        Raises:
+            KeyError: the model type has no family.
+            OptionError: the module does not define the family of its name.
+        """
         if base_model_type not in self._names:
             raise KeyError(base_model_type)
         module = load_module("families", module_name(base_model_type))

@@ -96,6 +96,7 @@ class GridSpec(InputSpec):
         return self.between(config, *self.pixels(config), reads_new=True)
 
     def check_mechanism(self, mechanism: Mechanism) -> None:
+        """Raise :class:`OptionError` for a mechanism that needs an order of tokens, as a text has it."""
         images = mechanism.capabilities.images
         if images == "neighbours":
             raise OptionError(
@@ -215,6 +216,12 @@ class LongGridConfig(LongEncoderConfig):
         long_image_size = None
 
     def __post_init__(self, **kwargs: Any) -> None:
+        """Check the fields of image models, and read the other fields.
+
+        Raises:
+            OptionError: ``position_extension`` is neither ``"interpolate"`` nor ``"tile"``.
+            InputError: ``long_image_size`` is not a size.
+        """
         extension = kwargs.setdefault("position_extension", INTERPOLATE)
         if extension not in (INTERPOLATE, TILE):
             raise OptionError(

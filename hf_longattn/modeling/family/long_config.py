@@ -40,7 +40,7 @@ else:
 logger = logging.get_logger(LOGGER)
 
 IMPLEMENTATION_FIELD = "_attn_implementation_internal"
-"""The field that holds the attention implementation. :class:`LongConfig` checks values set there."""
+"""The field in which transformers stores the attention implementation. :class:`LongConfig` checks its values."""
 BASE_ATTENTION = "_base_attention"
 """The attribute set by ``model.use_base_attention()``. It is not saved."""
 LENGTH_FIELDS = ("max_position_embeddings", "rope_parameters", "original_max_position_embeddings")
@@ -48,27 +48,28 @@ LENGTH_FIELDS = ("max_position_embeddings", "rope_parameters", "original_max_pos
 ROPE_FIELDS = ("rope_parameters", "rope_scaling", "rope_theta")
 """Fields that set rotary positions."""
 DEFAULTS = ("sdpa", "eager")
-"""transformers' default implementations. Scripts often pass them without meaning to replace the mechanisms."""
+"""transformers' default attention implementations. Scripts often name them without intending to replace the
+mechanisms."""
 
 
 class LongConfig(ConfigMixin):
     """Mixin before the base's config class: ``class LongBertConfig(LongConfig, BertConfig)``.
 
     long_attention: mapping or :class:`hf_longattn.LongAttentionConfig`, saved in ``config.json`` as a mapping. The
-        default is the first that exists: :meth:`default_attention`; the base's sliding window, if all layers have one;
-        Longformer's defaults. Layers with a sliding window of the base keep it unless they are named
-        (:mod:`hf_longattn.modeling.family.sliding_window`). Raises :class:`OptionError` for a layer that does not
-        exist, and for a mechanism that lacks the form (causal or bidirectional) that is needed.
+        default is the first of these that exists: :meth:`default_attention`; the base's sliding window, if all layers
+        have one; Longformer's defaults. A layer with a sliding window of the base keeps it unless ``long_attention``
+        names the layer (:mod:`hf_longattn.modeling.family.sliding_window`). Raises :class:`OptionError` for a layer
+        that does not exist, and for a mechanism without the form (causal or bidirectional) that a layer needs.
     position_extension: how a shorter checkpoint's position table is extended while loading: ``"tile"``,
         ``"interpolate"``, ``"stretch:20"``, or ``"none"`` for a model without absolute positions (see
         :mod:`hf_longattn.positions.tables`).
-    question_separator_id: in question answering, the token between question and document. All tokens before the
-        document are then global, unless the call gives a ``global_attention_mask``. ``None`` leaves this to the
-        mechanism's options. Conversion and ``longattn train qa`` set it from the tokenizer
+    question_separator_id: in question answering, the id of the token between question and document. All tokens before
+        the document are global then, unless the call has a ``global_attention_mask``. With ``None``, the mechanism's
+        options choose global tokens. Conversion and ``longattn train qa`` set the id from the tokenizer
         (:mod:`hf_longattn.modeling.attach.global_mask`).
-    global_token_ids: tokens that are always global, unless the call gives a ``global_attention_mask``. ``None`` leaves
-        this to the mechanism's options.
-    extended_from: the short model's values of changed fields; set automatically.
+    global_token_ids: ids of tokens that are always global, unless the call has a ``global_attention_mask``. With
+        ``None``, the mechanism's options choose global tokens.
+    extended_from: the short model's values of fields that a conversion has changed; set automatically.
 
     ``from_pretrained`` also reads the folder of a base model, for example
     ``LongBertConfig.from_pretrained("bert folder", max_position_embeddings=4096, long_attention={...})``.
@@ -77,7 +78,7 @@ class LongConfig(ConfigMixin):
 
     base_model_type: ClassVar[str]
     adds: ClassVar[str] = "``long_attention``"
-    """Additions of the class to its base, for its docstring."""
+    """The fields that the class adds to its base, for the docstrings of Long configs."""
     default_mechanism: ClassVar[str | None] = None
     """The family's default mechanism, if Longformer's defaults do not suit it."""
     default_extension: ClassVar[str] = "tile"
@@ -87,13 +88,13 @@ class LongConfig(ConfigMixin):
     always_causal: ClassVar[bool] = False
     """Whether every layer is causal, even if ``is_decoder`` is False (GPT-NeoX)."""
     input_spec: ClassVar[InputSpec | None] = None
-    """The spec that checks the mechanisms; ``None`` for texts, which all mechanisms but those on a grid read."""
+    """The spec that checks whether mechanisms can read the inputs. ``None`` for texts, for which there is no check."""
     writes_head_dim: ClassVar[bool] = False
-    """Whether ``head_dim`` is set if the base leaves it ``None``. Scaled rotary positions need the number
+    """Whether the config computes ``head_dim`` if the base leaves it ``None``. Scaled rotary positions need the number
     (Mixtral)."""
     served_by: ClassVar[str | None] = None
-    """The attention implementation of the serving engine that runs this process, if any: the default of configs read
-    here."""
+    """The attention implementation of the serving engine that runs this process, or ``None``. It is the default for
+    configs that the process reads."""
 
     if TYPE_CHECKING:
         long_attention: LongAttentionConfig
@@ -106,22 +107,36 @@ class LongConfig(ConfigMixin):
         global_token_ids = None
 
     def __init_subclass__(cls, view: bool = False, **kwargs: Any) -> None:
+        """Adapt a class that combines this mixin with a base's config class.
+
+        view: whether the class only shows other layer types (:func:`_seen_by_caches`).
+        """
         super().__init_subclass__(**kwargs)
         base: Any = cls.__bases__[-1]
         if view or not hasattr(base, "model_type"):
             return  # not yet combined with a base
         if not issubclass(base, LongConfig):
             cls.base_model_type = base.model_type
+        # The base's ``forward`` looks up masks by its layer types, so these replace the property of this mixin. They
+        # are a field, or computed from other fields (Jamba).
+        base_types = getattr(base, "layer_types", None)
         if "layer_types" in cls.__dataclass_fields__:
-            setattr(cls, "layer_types", None)  # noqa: B010 - the base has its own, by whose names its forward pass looks masks up
-        elif isinstance(of_base := getattr(base, "layer_types", None), property):  # computed from other fields (Jamba)
-            setattr(cls, "layer_types", of_base)  # noqa: B010
+            setattr(cls, "layer_types", None)  # noqa: B010
+        elif isinstance(base_types, property):
+            setattr(cls, "layer_types", base_types)  # noqa: B010
         cls.keys_to_ignore_at_inference = [*getattr(base, "keys_to_ignore_at_inference", []), "memory"]
-        # as transformers does for every config; without it, the base's validators would run instead of the ones below
+        # as transformers does for every config; without it, the base's validators would run in place of those below
         strict(cls)
 
     def __post_init__(self, **kwargs: Any) -> None:
-        if (base_windows := kwargs.pop(BASE_WINDOWS, None)) is not None:
+        """Read the fields that this mixin adds, and the base's.
+
+        Raises:
+            OptionError: ``base_windows`` or the mechanisms are not possible.
+        """
+        # a file in which the base's window fields describe the mechanisms: restore the base's values
+        base_windows = kwargs.pop(BASE_WINDOWS, None)
+        if base_windows is not None:
             if not isinstance(base_windows, Mapping) or not base_windows.keys() <= set(SERVING_WINDOW_FIELDS):
                 raise OptionError(
                     f"{BASE_WINDOWS} is {base_windows!r}, but must be a mapping with some of "
@@ -140,20 +155,21 @@ class LongConfig(ConfigMixin):
         chosen: Any = kwargs.pop("long_attention", None)
         self.position_extension = kwargs.pop("position_extension", self.default_extension)
         for name in ("question_separator_id", "global_token_ids"):
-            if (value := kwargs.pop(name, None)) is not None:
+            value = kwargs.pop(name, None)
+            if value is not None:
                 setattr(self, name, value)
-        # a file beside the checkpoint is not saved with the model; one of a Hub repository stays
+        # Remote code in a Hub repository ("repository--file") stays; a file beside the checkpoint is not saved again.
+        # The field is set even if it is empty, since TRL reads it.
         code = kwargs.pop("auto_map", None) or {}
-        # even if empty, since TRL reads it
         self.auto_map = {auto: where for auto, where in code.items() if "--" in where}
         super().__post_init__(**kwargs)
-        self.long_attention = chosen
+        self.long_attention = chosen  # after the base's fields, by which __setattr__ checks it
         if self.served_by is not None and self.__dict__[IMPLEMENTATION_FIELD] is None:
             setattr(self, IMPLEMENTATION_FIELD, self.served_by)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        # In a graph, a new cache calls `get_text_config`. It copies the config and renames fields of the copy, whose
-        # values were checked before.
+        """Check and complete ``long_attention`` and the attention implementation when they are set."""
+        # In a graph, a new cache copies the config and renames fields of the copy. Their values were checked before.
         if name == "long_attention" and not torch.compiler.is_compiling():
             if BASE_WINDOWS in self.__dict__:
                 self._show_windows({})
@@ -163,7 +179,7 @@ class LongConfig(ConfigMixin):
             if self.input_spec is not None:
                 for mechanism in value.prototypes(range(self.num_hidden_layers)):
                     self.input_spec.check_mechanism(mechanism)
-            if not self._runs_mechanisms:  # another implementation may not compute the new mechanisms
+            if not self._runs_mechanisms:  # check whether the implementation that runs computes the new mechanisms
                 setattr(self, IMPLEMENTATION_FIELD, self.__dict__[IMPLEMENTATION_FIELD])
         elif name == IMPLEMENTATION_FIELD:
             value = value if value is None else self.resolve_implementation(value)
@@ -174,6 +190,8 @@ class LongConfig(ConfigMixin):
             super().__setattr__(name, value)
 
     def to_dict(self) -> dict[str, Any]:
+        """The values of ``config.json``. The base's window fields describe the mechanisms, and ``base_windows`` has
+        the base's own values if they differ."""
         values = with_base_windows(super().to_dict())
         values.pop(BASE_ATTENTION, None)
         if not self.auto_map:
@@ -182,7 +200,7 @@ class LongConfig(ConfigMixin):
             return values
         base_windows = {name: values[name] for name in SERVING_WINDOW_FIELDS if name in values}
         width = self.__dataclass_fields__.get("sliding_window")
-        nullable = width is None or "None" in str(width.type)
+        nullable = width is None or "None" in str(width.type)  # by the annotation of the base's field
         served = serving_window_fields(self.long_attention, *self.attending, base_windows, nullable=nullable)
         values |= {**served, FORMAT_FIELD: FORMAT, "long_attention": self.long_attention.to_dict()}
         if {**base_windows, **served} != base_windows:
@@ -191,19 +209,19 @@ class LongConfig(ConfigMixin):
 
     @classmethod
     def register_for_auto_class(cls, auto_class: str = "AutoConfig") -> None:
-        """Make ``save_pretrained`` write the class's file. Nothing to do for classes of this package, which is
-        imported instead."""
+        """Make ``save_pretrained`` save the Python file of this class with a model. Does nothing for classes of this
+        package, since loading imports the package."""
         if not cls.__module__.startswith("hf_longattn."):
             super().register_for_auto_class(auto_class)
 
     def resolve_implementation(self, requested: str | None) -> str:
         """The attention implementation to run if the user requests ``requested``.
 
-        Only ``longattn`` knows mechanisms. Any implementation may be chosen if the mechanisms compute the same as the
-        base's attention. FlashAttention and vLLM's may also be chosen for plain windows and full attention, because
-        they get each layer's window. Otherwise ``sdpa`` and ``eager``, transformers' defaults, select ``longattn``
-        too. All others are refused, because they would compute a different attention; ``model.use_base_attention()``
-        selects that explicitly.
+        Only ``longattn`` knows mechanisms. If the mechanisms compute the same as the base's attention, any
+        implementation runs. For plain windows and full attention, FlashAttention and vLLM's attention run, too,
+        because they get each layer's window. In all other cases, ``longattn`` runs in place of ``sdpa`` and ``eager``,
+        transformers' defaults. Other implementations are refused, because they would compute a different attention.
+        ``model.use_base_attention()`` selects them explicitly.
 
         Raises:
             BackendError: the implementation is refused.
@@ -221,21 +239,21 @@ class LongConfig(ConfigMixin):
         if requested in DEFAULTS:
             logger.warning_once(
                 f"attn_implementation={requested!r} would leave out the mechanism {self.long_attention.mechanism!r}, "
-                f"so {BACKEND!r} "
-                "runs; model.use_base_attention() computes the attention of the plain base."
+                f"so {BACKEND!r} runs; model.use_base_attention() computes the attention of the plain base."
             )
             return BACKEND
         raise BackendError(
             f"attn_implementation={requested!r} does not compute the mechanism {self.long_attention.mechanism!r} of "
-            "this "
-            f"{type(self).__name__}; leave it out, or call model.use_base_attention({requested!r}) for the attention "
-            "of the plain base."
+            f"this {type(self).__name__}; leave it out, or call model.use_base_attention({requested!r}) for the "
+            "attention of the plain base."
         )
 
     def _show_windows(self, fields: Mapping[str, Any]) -> None:
-        """Replace the base's values of :data:`SERVING_WINDOW_FIELDS` by ``fields``; ``{}`` restores the base's."""
+        """Replace the base's values of :data:`SERVING_WINDOW_FIELDS` by ``fields``. With ``{}``, restore the base's
+        values."""
         values = self.__dict__
-        if (base := values.pop(BASE_WINDOWS, None)) is not None:
+        base = values.pop(BASE_WINDOWS, None)
+        if base is not None:
             for name in SERVING_WINDOW_FIELDS:
                 values.pop(name, None)
             values.update(base)
@@ -245,6 +263,7 @@ class LongConfig(ConfigMixin):
 
     @property
     def _computes_as_base(self) -> bool:
+        """Whether the mechanisms compute the same as the base's attention."""
         layers, causal = self.attending
         return equals_base(self.long_attention, own_windows(self)[:layers], causal)
 
@@ -254,21 +273,21 @@ class LongConfig(ConfigMixin):
         return bool(self.__dict__.get(BASE_ATTENTION))
 
     def default_attention(self) -> LongAttentionConfig | None:
-        """The attention if the user chose none. ``None`` for the base's sliding window if all layers have one,
-        otherwise Longformer's defaults."""
+        """The family's attention for a user who chooses none. ``None`` if the family has no default; the base's window
+        or Longformer's defaults are used then."""
         return None if self.default_mechanism is None else LongAttentionConfig(self.default_mechanism)
 
     @classmethod
     def get_config_dict(cls, *args: Any, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Read a config file of the base as a Long config, even as a part of another config (CLIP's text tower)."""
+        """Read the values of a config file. The file of a base is read as one of a Long config, also if the base's
+        config is a part of it (CLIP's text tower)."""
         values, kwargs = super().get_config_dict(*args, **kwargs)
         check_config(values)
         part = values.get(cls.base_config_key) if cls.base_config_key else None
-        if isinstance(part, dict) and part.get("model_type", cls.base_model_type) in (
-            cls.base_model_type,
-            cls.model_type,
-        ):
+        types = (cls.base_model_type, cls.model_type)
+        if isinstance(part, dict) and part.get("model_type", cls.base_model_type) in types:
             values = {"model_type": cls.base_model_type, **part}
+        # a base: note its lengths, which a longer config changes
         if values.get("model_type") == cls.base_model_type:
             base_class: Any = cls.__bases__[-1]
             base = base_class.from_dict(dict(values))
@@ -279,10 +298,15 @@ class LongConfig(ConfigMixin):
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """The base's ``from_dict``, for a dictionary in this format (:func:`hf_longattn.files.check_config`).
+        """The config with the values of ``config_dict``, changed by keyword arguments as in the base's ``from_dict``.
 
-        A ``long_attention`` among the keyword arguments replaces the dictionary's before the latter is checked. For a
-        base's values, rotary positions are scaled, unless the keyword arguments set them."""
+        A ``long_attention`` among the keyword arguments replaces that of the dictionary, which is not checked then.
+        If the dictionary has a base's values, rotary positions are scaled to the new length, unless keyword arguments
+        set them.
+
+        Raises:
+            CheckpointError: the values are refused by :func:`hf_longattn.files.check_config`.
+        """
         check_config(config_dict)
         chosen = kwargs.pop("long_attention", None)
         values = config_dict if chosen is None else {**config_dict, "long_attention": chosen}
@@ -293,7 +317,8 @@ class LongConfig(ConfigMixin):
             before = config_dict.get("extended_from", {})
             config._scale_rotary(before)
             rope = getattr(config, "rope_parameters", None)
-            if "rope_parameters" in before and before["rope_parameters"] == rope:  # extended_from has changes only
+            # extended_from has only values that have changed
+            if "rope_parameters" in before and before["rope_parameters"] == rope:
                 config.extended_from = {name: value for name, value in before.items() if name != "rope_parameters"}
         return result
 
@@ -303,12 +328,14 @@ class LongConfig(ConfigMixin):
         Args:
             before: the base's values of :data:`LENGTH_FIELDS`.
         """
-        old, new = before.get("max_position_embeddings"), getattr(self, "max_position_embeddings", None)
+        old = before.get("max_position_embeddings")
+        new = getattr(self, "max_position_embeddings", None)
         scales = "rope_parameters" in before and FAMILIES[self.base_model_type].scales_rotations(self)
         if not scales or old is None or new is None or new <= old:
             return
         try:
             plan = plan_rotary(self, self.long_attention, "auto", old, new, causal=self._causal)
+            # an exact plan does not change the outputs for short texts, and needs no message
             outcome = "" if plan.exact else f"are scaled by {plan.scaling}, as in a conversion"
         except OptionError:
             plan = plan_rotary(self, self.long_attention, "rope:none", old, new, causal=self._causal)
@@ -322,20 +349,21 @@ class LongConfig(ConfigMixin):
 
     @property
     def layer_types(self) -> list[str]:
-        """The cache layer types that ``DynamicCache(config)`` and ``StaticCache(config)`` build.
+        """The type of every cache layer, by which ``DynamicCache(config)`` and ``StaticCache(config)`` build layers.
 
-        Missing (``AttributeError``) if every cache layer holds all keys. If the base has layer types, this property
-        returns the base's, because its forward looks up masks by them. Caches then get theirs from
-        :meth:`get_text_config`, also for sliding windows.
+        If every cache layer holds all keys, the attribute is missing: it raises ``AttributeError``. If the base has
+        layer types itself, this property returns the base's, because its ``forward`` looks up masks by them. Caches
+        then get their layer types from :meth:`get_text_config`.
         """
-        shown = self.__dict__.get("layer_types")
-        types = shown if shown is not None or hasattr(self, "sliding_window") else self._decode_layer_types()
+        types = self.__dict__.get("layer_types")
+        if types is None and not hasattr(self, "sliding_window"):
+            types = self._decode_layer_types()
         if types is None:
             raise AttributeError("layer_types")
         return types
 
     def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> Any:
-        """The base's text config. The decoder's has cache layer types, because caches are built from it."""
+        """The base's text config. For ``decoder=True``, it has the layer types of caches, which are built from it."""
         config = super().get_text_config(decoder=decoder, encoder=encoder)
         is_for_caches = decoder and not encoder and self._causal and hasattr(self, "sliding_window")
         if not is_for_caches or BASE_WINDOWS in self.__dict__:
@@ -346,16 +374,18 @@ class LongConfig(ConfigMixin):
         if getattr(config, "layer_types", None) == types:
             return config
         config_class: Any = type(config)
+        # The view has other layer types, but shares all fields, because libraries set fields on the returned config
+        # (torchao unties embeddings).
         view = object.__new__(_seen_by_caches(config_class))
-        # shared, because libraries set fields on the returned config (torchao unties embeddings)
         view.__dict__ = config.__dict__
         return view
 
     def _decode_layer_types(self) -> list[str] | None:
-        """The cache layer types; ``None`` if every cache layer holds all keys.
+        """The type of every cache layer for the mechanisms; ``None`` if every cache layer holds all keys.
 
-        This is the case in encoders; in decoders with cross-attention, because the cache of the encoder's keys uses
-        the same config; with another attention implementation; and if no mechanism is bounded."""
+        All keys are held in an encoder, with another attention implementation, and if no mechanism is bounded. They
+        are also held in a decoder with cross-attention, because the cache of the encoder's keys is built from the same
+        config."""
         from ...memory.decode_cache import decode_layer_types
 
         crossing = getattr(self, "add_cross_attention", False) or self.is_encoder_decoder
@@ -366,7 +396,7 @@ class LongConfig(ConfigMixin):
 
     @property
     def _causal(self) -> bool:
-        """Whether tokens see only past tokens."""
+        """Whether later tokens are hidden in every layer."""
         if self.always_causal:
             return True
         return getattr(self, "is_decoder", True) and not getattr(self, "use_bidirectional_attention", None)
@@ -400,12 +430,13 @@ class LongConfig(ConfigMixin):
 
     @property
     def _runs_mechanisms(self) -> bool:
+        """Whether the attention implementation is ``longattn``, or not chosen yet."""
         return self.__dict__.get(IMPLEMENTATION_FIELD) in (None, BACKEND)
 
 
 @cache
 def _seen_by_caches(config_class: type[LongConfig]) -> type[LongConfig]:
-    """``config_class`` with the ``layer_types`` of its caches."""
+    """A subclass of ``config_class`` that shows the layer types of caches as ``layer_types``."""
 
     attributes = {
         "layer_types": property(lambda self: self._decode_layer_types() or [FULL] * self.num_hidden_layers),
@@ -463,8 +494,10 @@ class LongEncoderDecoderConfig(LongConfig):
         return decodes and (not self.is_encoder_decoder or super()._computes_as_base)
 
     def to_dict(self) -> dict[str, Any]:
-        values, chosen = super().to_dict(), self.decoder_long_attention
-        return values if chosen is None else {**values, "decoder_long_attention": chosen.to_dict()}
+        values = super().to_dict()
+        if self.decoder_long_attention is not None:
+            values["decoder_long_attention"] = self.decoder_long_attention.to_dict()
+        return values
 
     @classmethod
     def get_config_dict(cls, *args: Any, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -506,5 +539,5 @@ def attention_implementation(config: Any) -> str | None:
 
 
 def runs_mechanisms(module: Any) -> bool:
-    """Whether a model or attention module runs mechanisms, rather than an attention implementation of transformers."""
+    """Whether a model or attention module runs mechanisms, and not an attention implementation of transformers."""
     return attention_implementation(getattr(module, "config", None)) == BACKEND

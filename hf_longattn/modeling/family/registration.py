@@ -1,13 +1,14 @@
 """Registers Long models, and transformers' classes with mechanisms, with transformers, peft and sentence-transformers.
 
-``import hf_longattn`` must stay cheap, and transformers imports torch and its models only on first use. The public
-``AutoConfig.register`` and ``AutoModel.register`` take classes, which would import both. Names are therefore entered:
-transformers itself stores names (``"bert": "BertModel"``) and imports a class on first use, from the module that is
-noted for the model type. For ``"long_bert"``, this is :mod:`hf_longattn.families`. The tables are private
-(:mod:`hf_longattn.names`). Each is filled right after the module that defines it is imported, by an entry in
+``import hf_longattn`` must stay cheap, and must not import torch or models. The public ``AutoConfig.register`` and
+``AutoModel.register`` take classes, which would import both. This module therefore enters names into transformers'
+tables. transformers does the same: it stores names (``"bert": "BertModel"``), and imports a class on first use, from
+the module that is noted for the model type. For ``"long_bert"``, this is :mod:`hf_longattn.families`.
+
+The tables are private (:mod:`hf_longattn.names`). Each is filled right after the import of its module, by an entry in
 ``sys.meta_path`` that wraps the loaders of the modules in :data:`TABLES`, and of torchao. Tables of modules that are
-imported already are filled at once. Only pipelines are replaced: :data:`PIPELINES` gives two tasks a subclass of
-transformers' pipeline.
+imported already are filled at once. Entries of stock models do not change, except that :data:`PIPELINES` gives two
+tasks a subclass of transformers' pipeline.
 
 Config classes are entered in the same way into the table of :mod:`copyreg`, so that a pickle of a stock model with
 ``attn_implementation="longattn"`` imports this package where it is loaded.
@@ -43,7 +44,8 @@ MULTIMODAL_CLASSES = {
     "MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING": "ForImageClassification",
     "MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING": "ForAudioClassification",
 }
-"""Table of an Auto class -> suffix of our multimodal class in it. Multimodal models have no base in transformers."""
+"""Table of an Auto class -> suffix of the multimodal class to enter there. Multimodal models have no base in
+transformers."""
 PIPELINES = {
     "document-question-answering": "PageQuestionAnsweringPipeline",
     "automatic-speech-recognition": "SpeechRecognitionPipeline",
@@ -57,6 +59,7 @@ VLLM_CLASSES = {
 
 
 def register_configs(configuration_auto: ModuleType) -> None:
+    """Register every Long config class with ``AutoConfig``."""
     mapping, families = configuration_auto.CONFIG_MAPPING, importlib.import_module(FAMILIES_MODULE)
     if not hasattr(mapping, "_modules"):
         warn_missing("lazy_mapping")
@@ -87,7 +90,8 @@ def register_readers(auto: ModuleType) -> None:
 
 
 def register_tokenizers(tokenization_auto: ModuleType) -> None:
-    """:func:`register_readers`, and also for bases with a wrong tokenizer class in their files."""
+    """Make ``AutoTokenizer`` load the base's tokenizer for a Long model. If transformers does not trust the tokenizer
+    class in the files of a base, it does not trust it in those of the Long model either."""
     register_readers(tokenization_auto)
     overrides = model_type_table("tokenizer_overrides", tokenization_auto)
     if overrides is not None:
@@ -95,10 +99,13 @@ def register_tokenizers(tokenization_auto: ModuleType) -> None:
 
 
 def _enter(table: Any, *, long: bool, complete: bool = False) -> None:
-    """Enter every Long model type in a table, with its Long class if ``long``, or with the base's class.
+    """Enter every Long model type in the table of an Auto class.
 
-    complete: whether to include types without an entry for the base (SigLIP's text model, which is part of another
-        model).
+    Args:
+        table: the table.
+        long: whether to enter the Long class, and not the base's class.
+        complete: whether to enter a type without an entry for its base, too (SigLIP's text model, which is part of
+            another model).
     """
     entries, families = mapped_names(table), importlib.import_module(FAMILIES_MODULE)
     for names in _family_entries():
@@ -106,9 +113,9 @@ def _enter(table: Any, *, long: bool, complete: bool = False) -> None:
         if entry is None:
             continue
         if long:
-            heads = (entry,) if isinstance(entry, str) else entry  # some are of another model
+            heads = (entry,) if isinstance(entry, str) else entry
             if not all(head.startswith(first_word(names.base)) for head in heads):
-                continue
+                continue  # the base is loaded as a class of another model, which has no Long class here
             long_heads = tuple(f"{names.prefix}{head}" for head in heads)
             entry = long_heads[0] if isinstance(entry, str) else long_heads
         enter_class(table, names.model_type, entry, names.config, names.module, families)
@@ -134,7 +141,7 @@ class FamilyNames(NamedTuple):
 
 @cache
 def _family_entries() -> list[FamilyNames]:
-    """The names of every family and of every plain class with mechanisms. Computed once for all tables."""
+    """The names of every family, and of every architecture without Long classes. Computed once for all tables."""
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
     entries = []
@@ -158,8 +165,8 @@ def _family_entries() -> list[FamilyNames]:
 
 
 def register_attention(module: ModuleType) -> None:
-    """Make ``attn_implementation="longattn"`` known to transformers. This is the first table that every program with
-    models fills."""
+    """Make ``attn_implementation="longattn"`` known to transformers. Also warns of untested versions, since every
+    program with models imports this module."""
     warn_untested()
     importlib.import_module(f"{PACKAGE}.modeling.backend")
 
@@ -187,27 +194,28 @@ def register_pipelines(pipelines: ModuleType) -> None:
     """Make pipelines for document question answering and speech recognition treat Long models as their bases."""
     tasks, module = pipelines.PIPELINE_REGISTRY.supported_tasks, f"{PACKAGE}.modeling.pipelines"
     for task, name in PIPELINES.items():
-        by_name = isinstance(tasks[task]["impl"], str)
+        by_name = isinstance(tasks[task]["impl"], str)  # since transformers 5.23
         if not by_name and module in sys.modules and not hasattr(sys.modules[module], name):
-            return  # being imported: it calls this function at its end (transformers before 5.23)
+            return  # our module is just being imported, and calls this function again at its end
         tasks[task]["impl"] = f"{module}.{name}" if by_name else getattr(importlib.import_module(module), name)
 
 
 def register_standalone_encoders(transformer: ModuleType) -> None:
-    """Make sentence-transformers load the encoder of a Long encoder-decoder by its Long class, and a Long audio model
-    like its base.
+    """Make sentence-transformers load the encoder of a Long encoder-decoder by its Long class, and treat a Long audio
+    model like its base.
 
-    sentence-transformers uses the first entry that fits the config class. Otherwise that would be the base's, with
-    full attention.
+    sentence-transformers uses the first entry that fits the config class. Without our entries, this would be the
+    base's, whose class computes full attention.
     """
     for name in ("feature_inputs", "logits_inputs", "generating_inputs"):
         register_types(name, transformer)
     table = model_type_table("standalone_encoders", transformer) or []
     for config_class, _, name in list(table):
         for base in family_names([config_class.model_type]):
-            with contextlib.suppress(Exception):  # errors in a family are raised when its models are loaded
+            with contextlib.suppress(Exception):  # an error in a family is raised again when its models are loaded
                 family = FAMILIES[base]
-                table.insert(0, (family.config_class, family.module, {**family.model_classes, **family.parts}[name]))
+                long_names = {**family.model_classes, **family.parts}
+                table.insert(0, (family.config_class, family.module, long_names[name]))
 
 
 def register_with_vllm() -> None:
@@ -230,18 +238,19 @@ def register_with_vllm() -> None:
 def register_pickles(configuration: ModuleType) -> None:
     """Make pickles of a module's configs import this package if their attention is ``longattn``.
 
-    Without that, a pickle of a stock model names only transformers' classes, and a new process that loads it does not
-    know the attention's name.
+    Otherwise, a pickle of a stock model would name only transformers' classes, and a new process that loads the pickle
+    would not know the attention ``longattn``.
     """
     utilities = sys.modules.get("transformers.configuration_utils")
-    base = getattr(utilities, "PreTrainedConfig", ())  # without it, these are other configs
+    base = getattr(utilities, "PreTrainedConfig", ())  # () if the module is not one of transformers' configs
     for value in vars(configuration).values():
         if isinstance(value, type) and issubclass(value, base):
             copyreg.dispatch_table.setdefault(value, _reduced_config)
 
 
 def _reduced_config(config: Any) -> Any:
-    """What pickle and copy store of a config. A config with our attention is made by :func:`new_config`."""
+    """The ``__reduce__`` value of a config for pickle and copy. If the config names ``longattn``, :func:`new_config`
+    creates the copy, so that loading imports this package."""
     reduced = config.__reduce_ex__(2)
     names_backend = any(isinstance(value, str) and value == BACKEND for value in vars(config).values())
     if not names_backend or reduced[0] is not copyreg.__newobj__:  # type: ignore[attr-defined]
@@ -276,15 +285,15 @@ TABLES: dict[str, Callable[[ModuleType], None]] = {
 }
 """Module with tables -> function that enters Long models in them, called with the module after its import."""
 CONFIGS = re.compile(r"(.*\.)?configuration_[^.]*")
-"""The names of modules of config classes, with which :func:`register_pickles` is called after their import."""
+"""Matches the names of modules of config classes. After their import, :func:`register_pickles` is called with them."""
 
 
 @contextlib.contextmanager
 def quiet_torchao() -> Iterator[None]:
-    """Context that silences torchao's and torch.onnx's warnings about what is absent. transformers imports torchao
-    with any model.
+    """Context that silences warnings of torchao and torch.onnx about missing optional parts. transformers imports
+    torchao with any model, also where nobody uses it.
 
-    A log level set by the user is not changed.
+    A log level that the user has set does not change.
     """
     loggers = [logging.getLogger(name) for name in ("torchao", "torch.onnx", "torch.utils._pytree")]
     loggers = [logger for logger in loggers if logger.level == logging.NOTSET]
@@ -298,12 +307,13 @@ def quiet_torchao() -> Iterator[None]:
 
 
 class _AfterImport(importlib.abc.MetaPathFinder):
-    """Calls the function of :data:`TABLES` or :data:`CONFIGS` right after a module has been executed, and executes
-    torchao's modules quietly. Python's own finder finds the module."""
+    """A finder that finds modules as Python's own does, and wraps their loaders. The function of :data:`TABLES` or
+    :data:`CONFIGS` is called right after a module has been executed. torchao's modules are executed quietly."""
 
     def find_spec(
         self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
+        """The spec of a module to wrap; ``None`` for other modules, which the next finder finds."""
         quietly = name.partition(".")[0] == "torchao"
         enter = TABLES.get(name, register_pickles if CONFIGS.fullmatch(name) else None)
         if enter is None and not quietly:
@@ -324,8 +334,8 @@ class _AfterImport(importlib.abc.MetaPathFinder):
 
 
 def register() -> None:
-    """Fill every table, now or when its module is imported. ``import hf_longattn`` calls this; further calls change
-    nothing."""
+    """Fill every table, now if its module is imported already, or else after its import. ``import hf_longattn`` calls
+    this. Further calls change nothing."""
     if any(isinstance(finder, _AfterImport) for finder in sys.meta_path):
         return
     sys.meta_path.insert(0, _AfterImport())
@@ -337,8 +347,8 @@ def register() -> None:
 
 
 def lazy_mappings(module: ModuleType) -> list[Any]:
-    """The tables of a transformers module in which Auto classes look up their classes. A warning if they have unknown
-    attributes."""
+    """The tables of a transformers module in which Auto classes look up model classes, readers and so on. Warns of a
+    table that lacks the private attributes used here, and leaves it out."""
     tables = [
         value
         for value in vars(module).values()
@@ -357,10 +367,15 @@ def mapped_names(table: Any) -> Mapping[str, Any]:
 
 
 def enter_class(table: Any, model_type: str, name: Any, config: str, module_name: str, module: ModuleType) -> None:
-    """Enter the class ``name`` of ``module`` in a table, for the config class ``config``. The class is imported on
-    first use.
+    """Enter a class in a table by its name. It is imported on first use.
 
-    name: a tuple of names for a table of tuples.
+    Args:
+        table: the table of an Auto class.
+        model_type: the model type whose class it is.
+        name: the name of the class, or a tuple of names for a table of tuples.
+        config: the name of the config class.
+        module_name: the module name of the model type.
+        module: the module with the class.
     """
     table._model_mapping[model_type] = name
     table._modules[module_name] = module
@@ -387,20 +402,25 @@ def auto_classes() -> list[tuple[str, Any]]:
 
 
 def auto_class_name(config: Any, class_name: str) -> str | None:
-    """Name of the Auto class that loads ``class_name`` with a config or config class. ``None`` if there is none."""
+    """Name of the Auto class that loads the model class ``class_name``; ``None`` if there is none.
+
+    config: the model's config, or its config class.
+    """
     model_type = getattr(config, "registered_type", config.model_type)
-    # they also list other heads, for example BART's head that generates text
+    # These two also list other heads, for example BART's head that generates text. They are tried last.
     last = ("AutoModelForMaskedLM", "AutoModelForPreTraining")
     for name, table in sorted(auto_classes(), key=lambda entry: last.index(entry[0]) if entry[0] in last else -1):
-        entry = mapped_names(table).get(model_type)
-        if class_name in ((entry,) if isinstance(entry, str) else entry or ()):
+        names = mapped_names(table).get(model_type)
+        if isinstance(names, str):
+            names = (names,)
+        if class_name in (names or ()):
             return name
     return None
 
 
 def model_type_table(name: str, module: ModuleType) -> Any:
-    """The private table of ``module`` that ``PRIVATE_APIS[name]`` names. If this version lacks it, warn and return
-    ``None``."""
+    """A private table of ``module``, under the name in ``PRIVATE_APIS[name]``. If the installed version lacks it, warn
+    and return ``None``."""
     table = getattr(module, PRIVATE_APIS[name][0].partition(":")[2], None)
     if table is None:
         warn_missing(name)

@@ -38,6 +38,7 @@ They stand in ``config.text_config.long_attention`` and so on. ``forward`` takes
         return tower.spec.sizes(tower, getattr(config, tower_field(name)))
 
     def example(self, folder: Path, config: Any, length: int) -> Example:
+        """Code for a card that makes two texts and an image, if the folder has a tokenizer and an image processor."""
         task = "zero-shot-image-classification"
         if not (folder / TOKENIZER_CONFIG).is_file() or not has_processor(folder):
             return Example(task)
@@ -69,6 +70,7 @@ class LongTowersConfig(ConfigMixin):
     score_cap: ClassVar[str | None] = None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Make the towers' configs Long configs, in a class that combines this mixin with a base's config class."""
         if "tower_classes" in vars(cls):
             cls.sub_configs_defaults = {
                 tower_field(name): SubConfigSpec(tower) for name, tower in cls.tower_classes.items()
