@@ -91,6 +91,7 @@ class DataCollatorWithGlobals(DataCollatorWithPadding):
     """
 
     def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
+        """A padded batch ``(B, N)``."""
         rows = [dict(row) for row in features]
         columns = {}  # taken out of the rows, because the base class does not pad them
         for name in ("global_attention_mask", "labels"):
@@ -134,6 +135,7 @@ class DataCollatorWithPacking:
     shifted: bool = False
 
     def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
+        """A packed batch ``(1, T)``."""
         rows = [dict(row) for row in features]
         document_labels: dict[str, Tensor] = {}
         if "labels" in rows[0] and not hasattr(rows[0]["labels"], "__len__"):

@@ -170,6 +170,7 @@ class QACollator:
     pack: bool = False
 
     def __call__(self, features: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+        """A batch ``(B, L)``, or ``(1, T)`` if it is packed, with ``labels``."""
         lengths = [len(row["input_ids"]) for row in features]
         labels = torch.full((len(lengths), max(lengths), 2), IGNORED_LABEL, dtype=torch.int8)
         for target, row, length in zip(labels, features, lengths, strict=True):

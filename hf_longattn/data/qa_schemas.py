@@ -89,6 +89,7 @@ def load_qa(
 
     # Rows
     def convert(columns: dict[str, list[Any]], numbers: list[int]) -> dict[str, list[Any]]:
+        """Some rows in the columns of :data:`EXAMPLE`. ``numbers`` are their numbers in the data."""
         examples = []
         for number, *cells in zip(numbers, *columns.values(), strict=True):
             row = dict(zip(columns, cells, strict=True))

@@ -432,6 +432,7 @@ def written_rows(source: str, split: str, templates: Sequence[str]) -> Dataset:
         chosen_columns(data.column_names, dict.fromkeys(names, ()), names, source, "--template")
 
     def fill(row: dict[str, Any]) -> dict[str, str]:
+        """The text of a row; "" if no template can be filled."""
         for template in templates:
             cells = [row[name] for name in columns[template]]
             if any(cell is None or not str(cell).strip() for cell in cells):

@@ -439,6 +439,7 @@ def _json_values(text: TextIO, file: str) -> Iterator[Any]:
     )
 
     def values(line: str) -> list[Any]:
+        """The values in a text, which may follow each other without a separator."""
         parsed: list[Any] = []
         position = 0
         while (position := SPACE.match(line, position).end()) < len(line):  # type: ignore[union-attr]

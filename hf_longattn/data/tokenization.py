@@ -109,6 +109,7 @@ def to_inputs(data: Dataset, tokenizer: PreTrainedTokenizerBase, length: int, pa
     special = set(tokenizer.all_special_ids)
 
     def encode(rows: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        """The inputs that some documents make."""
         documents = document_ids(rows["text"], tokenizer)
         columns = {"input_ids": list(chain.from_iterable(documents))}
         if pack:

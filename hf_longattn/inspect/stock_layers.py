@@ -423,6 +423,7 @@ class _RealTokens(TorchFunctionMode):
     """
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Answer a question for values, or call the function."""
         name = getattr(function, "__name__", "")
         first = args[0] if args else None
         if isinstance(first, Tensor) and first.is_meta:

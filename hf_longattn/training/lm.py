@@ -213,6 +213,10 @@ class Segments(torch.utils.data.Dataset[dict[str, Any]]):
         return len(self.sizes)
 
     def __getitem__(self, position: Position | None) -> dict[str, Any]:
+        """The segment at a position: ``input_ids`` and ``attention_mask``, both ``(length,)``, and two numbers.
+
+        ``memory_reset`` is 1 in the first segment of a document, and ``epoch`` is the epoch of the position.
+        """
         epoch = first = 0
         ids: Any = []
         if position is not None:
@@ -238,6 +242,7 @@ class SegmentBatches(EpochSampler):
         self.rows, self.seed, self.processes = rows, seed, processes
 
     def __iter__(self) -> Iterator[list[Position | None]]:
+        """The batches of all processes, in turn."""
         count = len(self.sizes)
         orders: Iterable[Iterable[int]] = [range(count)]
         if self.seed is not None:

@@ -322,6 +322,7 @@ class Minutes(TrainerCallback, ExportableState):
         """
 
         def scheduled(step: int) -> float:
+            """The learning rate of a step, as a fraction of the peak."""
             if self.limit is None:
                 if step < warmup:
                     return min(1.0, rate(step) + 1 / warmup)

@@ -82,6 +82,8 @@ class ClassificationDataArguments(DataArguments):
 
 @dataclass
 class ClassificationTrainingArguments(LongTrainingArguments):
+    """``TrainingArguments`` with the defaults of this task."""
+
     per_device_train_batch_size: int = batch_size_argument(2)
     gradient_accumulation_steps: int = argument(4, "Forward passes per optimiser step.")
     train_sampling_strategy: str = argument(
@@ -97,6 +99,7 @@ Parts = tuple[Dataset, Dataset]
 def main(
     model_args: ModelArguments, data_args: ClassificationDataArguments, training_args: ClassificationTrainingArguments
 ) -> dict[str, Any]:
+    """Train a classifier of documents, images or audio files, evaluate and save it. Returns the log."""
     begin(model_args, data_args, training_args)
 
     # A model type may have heads for several modalities. The first one whose columns the data have is trained.
@@ -289,6 +292,7 @@ def encode_documents(data: Dataset, tokenizer: PreTrainedTokenizerBase, length: 
     has_questions = "question" in data.column_names
 
     def encode(rows: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        """The new columns of some rows."""
         texts = [rows["text"]]
         settings: dict[str, Any] = {"return_attention_mask": False, "return_token_type_ids": False}
         if has_questions:

@@ -86,6 +86,8 @@ class CTCDataArguments(UtteranceArguments):
 
 @dataclass
 class CTCTrainingArguments(LongTrainingArguments):
+    """``TrainingArguments`` with the defaults of this task."""
+
     per_device_train_batch_size: int = batch_size_argument(4)
     gradient_accumulation_steps: int = argument(4, "Forward passes per optimiser step.")
     train_sampling_strategy: str = argument(
@@ -102,6 +104,7 @@ ARGUMENTS = (CTCModelArguments, CTCDataArguments, CTCTrainingArguments)
 def main(
     model_args: CTCModelArguments, data_args: CTCDataArguments, training_args: CTCTrainingArguments
 ) -> dict[str, Any]:
+    """Train a model to transcribe speech, evaluate and save it. Returns the log."""
     check_extra("metrics", "jiwer")
     begin(model_args, data_args, training_args)
     config = load_config(model_args.model)
@@ -136,6 +139,7 @@ def main(
         return len(labels) + sum(first == second for first, second in pairwise(labels)) <= frames
 
     def encode(data: Dataset) -> Dataset:
+        """The utterances with the tokens of their transcripts. Those that do not fit are left out."""
         labels = [call_tokenizer(tokenizer, text, add_special_tokens=False)["input_ids"] for text in data["text"]]
         return to_utterances(
             data,
@@ -149,6 +153,7 @@ def main(
     rows, held_out = each_part(encode, *parts)
 
     def error_rates(evaluation: EvalPrediction) -> dict[str, float]:
+        """Word and character error rates. ``predictions`` are the most likely token of each frame, ``(n, frames)``."""
         # without the frames that pad a recording to the longest one in its batch
         frames = [row[:length] for row, length in zip(evaluation.predictions, held_out["length"], strict=True)]
         predictions = tokenizer.batch_decode([row[row != IGNORED] for row in frames])

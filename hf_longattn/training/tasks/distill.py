@@ -59,6 +59,8 @@ class DistillModelArguments(ModelArguments):
 
 @dataclass
 class DistillTrainingArguments(TextTrainingArguments):
+    """``TrainingArguments`` with the method of distillation."""
+
     method: Literal["logits", "tinybert", "hidden"] = argument(
         "logits",
         "logits (Hinton et al. 2015), tinybert (embeddings, hidden states, attention scores and logits), or "
@@ -79,6 +81,7 @@ ARGUMENTS = (DistillModelArguments, TextDataArguments, DistillTrainingArguments)
 def main(
     model_args: DistillModelArguments, data_args: TextDataArguments, training_args: DistillTrainingArguments
 ) -> dict[str, Any]:
+    """Train a student to imitate its teacher, evaluate and save it. Returns the log."""
     begin(model_args, data_args, training_args)
 
     # Student and teacher

@@ -80,6 +80,8 @@ class EmbedDataArguments(DataArguments):
 
 @dataclass
 class EmbedTrainingArguments(LongTrainingArguments):
+    """``TrainingArguments`` with the defaults of this task, and the size of parts of a batch."""
+
     mini_batch_size: int = argument(
         2, "Texts embedded at once; the batch, and so the number of negatives, may be larger (GradCache)."
     )
@@ -94,6 +96,7 @@ ARGUMENTS = (EmbedModelArguments, EmbedDataArguments, EmbedTrainingArguments)
 def main(
     model_args: EmbedModelArguments, data_args: EmbedDataArguments, training_args: EmbedTrainingArguments
 ) -> dict[str, Any]:
+    """Train a model of embeddings or a reranker, evaluate and save it. Returns the log."""
     begin(model_args, data_args, training_args)
     if model_args.lora_rank:
         if training_args.load_best_model_at_end:
@@ -184,6 +187,8 @@ def reranking_trainer(
     from sentence_transformers.cross_encoder.losses import BinaryCrossEntropyLoss
 
     class RerankingTrainer(LongTrainer, CrossEncoderTrainer):
+        """sentence-transformers' trainer, in which ``--max-length`` cuts only training pairs."""
+
         def mean_loss(self, *args: Any) -> Any:
             """The mean loss of training pairs, cut to ``--max-length``.
 
@@ -267,9 +272,8 @@ def prompts_of(model: Any, scored: bool) -> dict[str, str] | None:
         default_prompt = model.prompts.get(model.default_prompt_name) or ""
         prompts = dict.fromkeys(("anchor", "positive"), default_prompt)
     else:
-        document = next(
-            (model.prompts[name] for name in ("document", "passage", "corpus") if name in model.prompts), ""
-        )
+        names = [name for name in ("document", "passage", "corpus") if name in model.prompts]
+        document = model.prompts[names[0]] if names else ""
         prompts = {"anchor": model.prompts.get("query", ""), "positive": document, "negative": document}
     return {column: prompt for column, prompt in prompts.items() if prompt} or None
 

@@ -52,6 +52,8 @@ class LineariseModelArguments(ModelArguments):
 
 @dataclass
 class LineariseTrainingArguments(TextTrainingArguments):
+    """``TrainingArguments`` with the learning rate of this task."""
+
     learning_rate: float = argument(
         1e-2, "Peak learning rate. The best rates of two mechanisms may differ by more than ten times."
     )
@@ -63,8 +65,10 @@ ARGUMENTS = (LineariseModelArguments, TextDataArguments, LineariseTrainingArgume
 def main(
     model_args: LineariseModelArguments, data_args: TextDataArguments, training_args: LineariseTrainingArguments
 ) -> dict[str, Any]:
+    """Train the mechanisms of a model to imitate softmax attention, evaluate and save it. Returns the log."""
     begin(model_args, data_args, training_args)
-    name, config = model_args.model, load_config(model_args.model)
+    name = model_args.model
+    config = load_config(name)
     family = known_family(config) if config.model_type.startswith("long_") else None
     if family is None:
         raise CheckpointError(

@@ -101,7 +101,8 @@ class MultiTaskDataArguments(DataArguments):
             )
         if not self.parts:
             raise OptionError("No tasks given; add --tasks NAME=KIND:DATA NAME=KIND:DATA.")
-        if unknown := [*validation, *(task for task, _ in columns if task not in self.parts)]:
+        unknown = [*validation, *(task for task, _ in columns if task not in self.parts)]
+        if unknown:
             raise OptionError(
                 "--columns takes NAME.ROLE=COLUMN, and --validation takes NAME=DATA, with a NAME of "
                 f"{', '.join(self.parts)}, not {unknown[0]!r}.{nearest(unknown[0], self.parts)}"
@@ -136,6 +137,7 @@ ARGUMENTS = (ModelArguments, MultiTaskDataArguments, MultiTaskTrainingArguments)
 def main(
     model_args: ModelArguments, data_args: MultiTaskDataArguments, training_args: MultiTaskTrainingArguments
 ) -> dict[str, Any]:
+    """Train one backbone with a head for each task, evaluate and save it. Returns the log."""
     kinds = {name: kind for name, (kind, _) in data_args.parts.items()}
     if "tokens" in kinds.values():
         check_extra("metrics", "seqeval")
@@ -500,6 +502,8 @@ class TaskBatches(EpochSampler):
         return self.count
 
     def __iter__(self) -> Iterator[list[int]]:
+        """The batches of an epoch."""
+
         def endless(name: str, start: int) -> Iterator[int]:
             """Row numbers of a task, each pass in another order. ``start`` is its first row number."""
             choose = random.Random(f"{self.seed}:{self.epoch}:{name}")

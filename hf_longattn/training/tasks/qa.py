@@ -57,6 +57,8 @@ class QADataArguments(DataArguments):
 
 @dataclass
 class QATrainingArguments(LongTrainingArguments):
+    """``TrainingArguments`` with the defaults of this task."""
+
     per_device_train_batch_size: int = batch_size_argument(2)
     gradient_accumulation_steps: int = argument(8, "Forward passes per optimiser step.")
     learning_rate: float = argument(3e-5, "Peak learning rate (BERT fine-tuning: 2e-5 to 5e-5).")

@@ -56,6 +56,8 @@ class Seq2SeqDataArguments(UtteranceArguments):
 
 @dataclass
 class Seq2SeqLongTrainingArguments(LongTrainingArguments, Seq2SeqTrainingArguments):
+    """``Seq2SeqTrainingArguments`` with the defaults of this task."""
+
     predict_with_generate: bool = argument(
         True, "Write texts in evaluation; score summaries by ROUGE, and transcripts by their errors."
     )
@@ -95,6 +97,7 @@ ARGUMENTS = (ModelArguments, Seq2SeqDataArguments, Seq2SeqLongTrainingArguments)
 def main(
     model_args: ModelArguments, data_args: Seq2SeqDataArguments, training_args: Seq2SeqLongTrainingArguments
 ) -> dict[str, Any]:
+    """Train a model to summarise documents or to transcribe speech, evaluate and save it. Returns the log."""
     check_extra("metrics", "rouge_score", "jiwer")
     begin(model_args, data_args, training_args)
 
@@ -147,6 +150,7 @@ def main(
 
     # The metric compares with the texts of the data: labels may be truncated, and some tokenizers lose line breaks.
     def scores(evaluation: EvalPrediction) -> dict[str, float]:
+        """Scores of the generated texts, which are also written to predictions.txt."""
         ids = np.where(np.asarray(evaluation.predictions) < 0, tokenizer.pad_token_id, evaluation.predictions)
         texts = tokenizer.batch_decode(ids, skip_special_tokens=True)
         if hears:
@@ -207,6 +211,7 @@ def utterances(
         limits.append(collator.most_samples / collator.sampling_rate)
 
     def encode(data: Dataset) -> Dataset:
+        """The utterances with the tokens of their transcripts. Those that do not fit are left out."""
         labels = [call_tokenizer(tokenizer, text)["input_ids"] for text in data["text"]]
         for row in labels:
             if row[:1] == [config.decoder_start_token_id]:  # the model adds this token itself

@@ -51,6 +51,8 @@ class TokenDataArguments(DataArguments):
 
 @dataclass
 class TokenTrainingArguments(LongTrainingArguments):
+    """``TrainingArguments`` with the defaults of this task."""
+
     per_device_train_batch_size: int = batch_size_argument(2)
     gradient_accumulation_steps: int = argument(
         8, "Forward passes per optimiser step; 16 inputs a step as in BERT, appendix A.3."
@@ -63,6 +65,7 @@ ARGUMENTS = (ModelArguments, TokenDataArguments, TokenTrainingArguments)
 def main(
     model_args: ModelArguments, data_args: TokenDataArguments, training_args: TokenTrainingArguments
 ) -> dict[str, Any]:
+    """Train a model to tag words, evaluate and save it. Returns the log."""
     check_extra("metrics", "seqeval")
     begin(model_args, data_args, training_args)
     tokenizer = load_padding_tokenizer(model_args.model, load_config(model_args.model))
@@ -199,6 +202,7 @@ def to_windows(
     needs_spaces = not reads_words(tokenizer)  # else a byte-level BPE would join the words
 
     def encode(rows: dict[str, list[Any]], documents: list[int]) -> dict[str, list[Any]]:
+        """The columns of all windows of some documents. ``documents`` are their numbers."""
         texts = [[f" {word}" if word and needs_spaces else word for word in words] for words in rows["words"]]
         encoded = call_tokenizer(
             tokenizer,
