@@ -293,7 +293,7 @@ def masked_tokens(ids: Tensor, tokenizer: Any, seed: int = 0) -> tuple[Tensor, T
     special = torch.tensor(sorted(tokenizer.all_special_ids), device=ids.device)
     draws = torch.rand(ids.shape, generator=torch.Generator().manual_seed(seed)).to(ids.device)
     draws = draws.masked_fill(torch.isin(ids, special), 2.0)
-    # a token is chosen if its draw is below the share, and in any case the token with the lowest draw
+    # A token is chosen if its draw is below the share. The token with the lowest draw is always chosen.
     chosen = draws < min(1.0, max(MASKED, float(draws.min()) + 1e-7))
     return ids.masked_fill(chosen, mask), ids.masked_fill(~chosen, IGNORED)
 

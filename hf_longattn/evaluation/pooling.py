@@ -111,7 +111,7 @@ def write_for_servers(folder: Path, max_length: int) -> None:
     # Settings of the transformer
     for settings in folder.glob(TRANSFORMER_SETTINGS):
         values = {SENTENCE_LIMIT: max_length, **sentence_values(settings)}
-        if pooling is not None:  # then these fields, which only new versions know, have no effect
+        if pooling is not None:  # remove fields that only new versions know, and that have no effect here
             for name in ("transformer_task", "modality_config", "module_output_name"):
                 values.pop(name, None)
         write_json(settings, values)

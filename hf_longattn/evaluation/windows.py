@@ -16,19 +16,19 @@ Spans = list[tuple[int, int]]
 
 
 class ReadDict(dict[str, Any]):
-    """A dictionary with the windows that were read for it."""
+    """A dictionary that was computed from a text, and the windows of the text."""
 
     windows: Spans
 
 
 class ReadList(list[Any]):
-    """A list with the windows that were read for it."""
+    """A list that was computed from a text, and the windows of the text."""
 
     windows: Spans
 
 
 class ReadScore(float):
-    """A number with the windows that were read for it."""
+    """A number that was computed from a text, and the windows of the text."""
 
     windows: Spans
 

@@ -302,7 +302,7 @@ class MeasuredLayers:
         layer = replace(layer, call=layer.call.replace(grid=self.grid))
         readings: list[Any] = []
         for candidate in self.candidates:
-            reading = reading_of(candidate, layer, number)
+            reading: Any = reading_of(candidate, layer, number)
             if isinstance(reading, str):
                 self.reasons.setdefault(str(candidate), reading)
                 reading = None

@@ -89,7 +89,7 @@ class TextsInspection:
 
     @property
     def lengths(self) -> list[int]:
-        """Number of tokens that are read of the longest text, and number of all its tokens. One number if equal."""
+        """Tokens that are read of the longest text, and all of its tokens. A single number if both are equal."""
         return sorted({max(self.read), self.longest})
 
     def lost(self, limit: Limit) -> int:

@@ -128,10 +128,14 @@ def watched_layers(model: nn.Module) -> PreTrainedModel:
 def watched_inputs(
     model: nn.Module, inputs: Tensor | Mapping[str, Tensor]
 ) -> tuple[PreTrainedModel, Any, Grid | None, int]:
-    """The stack to watch, its arguments, the grid of the tokens of an image (``None`` for others), and their number.
+    """What is needed to watch a model on one input of any kind.
 
     Args:
         inputs: token ids ``(N,)``, or the processor's output for an image or a sound.
+
+    Returns:
+        The stack to watch, its arguments, the grid of an image's tokens (``None`` for texts and sounds), and the
+        number of tokens.
 
     Raises:
         BackendError: as in :func:`watched_stack`, or the model does not read images on one grid of patches.

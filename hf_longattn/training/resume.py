@@ -21,7 +21,7 @@ from ..files import read_json_object
 from .arguments import DataArguments, ModelArguments
 
 STATE = "trainer_state.json"
-"""Name of the file that completes a checkpoint."""
+"""Name of the file that Trainer writes last. A checkpoint without it is not complete."""
 SOURCES = ("data", "tasks")
 """Arguments that name training data. The rows are compared instead of the names."""
 EVALUATION = ("validation", "max_eval_samples")

@@ -449,7 +449,7 @@ def low_rank_updates(network: nn.Module, rank: int) -> Iterator[None]:
 
 
 LOG_NAME = "training_log.json"
-"""Name of the file that completes a training."""
+"""Name of the log. It is written last, so a folder with a log has a complete training."""
 BESIDE = ("LICENSE*", "LICENCE*", "NOTICE*", "*processor_config.json", "chat_template*", "*.jinja")
 """Patterns of files to copy from the folder of the trained model. Saving a model and its tokenizer omits them."""
 METRICS = {
