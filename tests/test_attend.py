@@ -39,7 +39,7 @@ Q = torch.randn(2, 4, 10, 8)
     ("call", "error", "says"),
     [
         (lambda: attend(Q, Q, Q, "widow"), OptionError, "Did you mean 'window'"),
-        (lambda: attend(Q, Q, Q, "window:window=4"), OptionError, "give 'window' and 'window=4' separately"),
+        (lambda: attend(Q, Q, Q, "window:window=4"), OptionError, "and the options 'window=4' separately"),
         (lambda: attend(Q, Q, Q, "window", width=3), OptionError, "from its options: window"),
         (
             lambda: attend(Q, Q, Q, padding_mask=torch.ones(2, 9)),
@@ -132,7 +132,7 @@ WRONG: dict[str, tuple[Any, type[Exception], str]] = {
         InputError,
         "padding_mask is a list, but must be",
     ),
-    "a list of offsets": (lambda run: run(Q, Q, Q, cu_seqlens=[0, 10]), InputError, "but is a list for a batch of 2;"),
+    "a list of offsets": (lambda run: run(Q, Q, Q, cu_seqlens=[0, 10]), InputError, "it is a list for a batch of 2;"),
     "a list of hidden states": (lambda run: run(Q, Q, Q, hidden_states=[1]), OptionError, "leave hidden_states out."),
     "a list of hidden states that are taken": (
         lambda run: run(

@@ -339,7 +339,7 @@ def in_graph() -> bool:
 
 
 def has_values(x: Tensor) -> bool:
-    """Whether values of ``x`` exist. True while compiling, when only :func:`in_graph` says so."""
+    """Whether values of ``x`` exist. Always True while compiling: call :func:`in_graph` there."""
     return torch.compiler.is_compiling() or not (x.is_meta or fake_mode() is not None)
 
 
@@ -458,8 +458,8 @@ def documents_from(documents: Tensor | None, cu_seqlens: Tensor | None, shape: t
     if problem is not None:
         raise InputError(
             f"cu_seqlens must be ascending offsets from 0 to the number of tokens, {length}, in a batch of one row, "
-            f"for example [0, {length // 2}, {length}], but {problem} for a batch of {batch}; for several rows pass "
-            "documents (batch, tokens)."
+            f"for example [0, {length // 2}, {length}], but it {problem} for a batch of {batch}; for several rows "
+            "pass documents (batch, tokens)."
         )
     index = torch.arange(length, device=cu_seqlens.device)
     return torch.bucketize(index, cu_seqlens[1:-1].long(), right=True)[None]

@@ -5,9 +5,9 @@ In each round, a token has one bucket as a key and one as a query. The real keys
 each key has a *rank* 0 … n-1. A query has the rank that its (bucket, position) would have among the keys. In each
 round it sees one run of ranks:
 
-    :class:`ChunkRounds`    sorted keys are cut into chunks; a query sees its chunk and neighbouring ones; first and
-    last are neighbours :class:`RecentRounds`   a query sees the last w keys of its bucket at or before it; later
-    tokens never change them
+- :class:`ChunkRounds` cuts the sorted keys into chunks. A query sees its chunk and neighbouring ones. The first and
+  the last chunk are neighbours.
+- :class:`RecentRounds` lets a query see the last w keys of its bucket at or before it. Later tokens never change them.
 
 Sorted queries with nearly the same run form a tile row. The cost is N·(size of the run) for buckets of any size: an
 empty bucket adds no tile row, and a large bucket does not lengthen one. Padding is sorted to the end and never seen.
@@ -44,8 +44,8 @@ class Sorted:
 
     @classmethod
     def of(cls, buckets: Tensor, num_buckets: int, real: Tensor | None, first: int = 0) -> Sorted:
-        """Sort tokens by ``buckets (B, H, R, N)``. Tokens that are not ``real (B, N)``, or are before ``first``, count
-        as padding."""
+        """Sort tokens by ``buckets (B, H, R, N)``. Tokens count as padding if they are not ``real (B, N)``, or before
+        position ``first``."""
         length = buckets.shape[-1]
         if accelerated(buckets) and (num_buckets + 1) * length < 1 << 31:  # a GPU sorts int32 in half the time
             buckets = buckets.int()
@@ -64,8 +64,8 @@ class Rounds(ABC):
     limits_rows: ClassVar[bool] = False
     """Whether some queries of a tile row see only a part of its keys."""
     groups: Tensor
-    """Group of every sorted query, ``(B, H, R, N)``, non-decreasing; only if not :attr:`aligned`. Queries of one group
-    have nearly the same run; a tile row takes queries of one group only."""
+    """The group of every sorted query, ``(B, H, R, N)``, non-decreasing. Queries of one group have nearly the same
+    run, and a tile row has queries of one group only. Not set if :attr:`aligned`."""
     key_ranks = graph_property[Tensor](lambda self: inverse_permutation(self.keys.order))
     """The rank of each token among the keys."""
 
@@ -86,8 +86,8 @@ class Rounds(ABC):
                 buckets are used.
             real: ``(B, N)`` bool, True = real token.
             size: tokens in a chunk, or in the run of earlier keys.
-            shared: whether queries and keys are the same vectors. Their buckets are then equal, and a token does not
-                see itself.
+            shared: whether queries and keys are the same vectors. If they are, their buckets are equal, and a token
+                does not see itself.
         """
         self.count, self.length = key_buckets.shape[-2:]
         if size >= self.length:  # a branch, since torch.compile would keep min in the shapes
@@ -102,12 +102,12 @@ class Rounds(ABC):
             self.real = codes.new_full((1, 1, 1, 1), self.length)
         else:
             self.real = real.sum(-1, dtype=codes.dtype).view(-1, 1, 1, 1)
-        # If queries and keys have the same order, a tile row is `size` consecutive ranks. Otherwise it also ends where
-        # the group changes.
+        # If queries and keys have the same order, a tile row has ``size`` consecutive ranks. Otherwise it has fewer,
+        # since it also ends where the group changes.
         self.aligned = same and size <= MAX_ROW_QUERIES
-        self.row = size
+        self.row_size = size
         if not self.aligned:
-            self.row = max(1, min(size, MAX_ROW_QUERIES) // 2)
+            self.row_size = max(1, min(size, MAX_ROW_QUERIES) // 2)
 
     def by_token(self, x: Tensor) -> Tensor:
         """Reorder ``x (B, H, R, N)`` from the order of the sorted queries to the order of positions."""
@@ -115,8 +115,8 @@ class Rounds(ABC):
 
     @abstractmethod
     def run(self, group: Tensor) -> Tensor:
-        """Key ranks of each tile row, ``(B, H, R, rows, Tk)``, from its ``group (B, H, R, rows)``. Invalid ranks are
-        empty slots."""
+        """The ranks of the keys of each tile row, ``(B, H, R, rows, Tk)``, from the row's ``group (B, H, R, rows)``.
+        Ranks that no real key has are empty slots."""
 
     @abstractmethod
     def meets(self, round: int, queries: Tensor, keys: Tensor) -> Tensor:
@@ -125,67 +125,62 @@ class Rounds(ABC):
 
     @abstractmethod
     def no_visible_key(self) -> Tensor | None:
-        """Whether the query at each position sees no key in any round, ``(B, H, N)`` bool; ``None`` if every query
-        sees a key.
-
-        Arbitrary where there is no query.
-        """
+        """Which queries see no key in all rounds, by position, ``(B, H, N)`` bool; ``None`` if every query sees a key.
+        The values at positions without a query are arbitrary."""
 
     def parts(self, count_duplicates: bool = False) -> tuple[GatherTile, ...]:
         """One tile per round. A tile omits the pairs of earlier tiles, unless ``count_duplicates``."""
-        queries, group = self._rows()
+        all_queries, group = self._rows()
         ranks = self.run(group)
-        keys = self.keys.order.gather(-1, ranks.clamp(0, self.length - 1).flatten(-2)).view(ranks.shape)
-        keys = torch.where((ranks >= 0) & (ranks < self.real[..., None]), keys, -1)
+        all_keys = self.keys.order.gather(-1, ranks.clamp(0, self.length - 1).flatten(-2)).view(ranks.shape)
+        all_keys = torch.where((ranks >= 0) & (ranks < self.real[..., None]), all_keys, -1)
         outside = (0, 0) if self.shared else None
         tiles = []
-        for r in range(queries.shape[2]):
-            rows, columns = queries[:, :, r], keys[:, :, r]
+        for round in range(all_queries.shape[2]):
+            queries, keys = all_queries[:, :, round], all_keys[:, :, round]
             bias = None
             if self.limits_rows:
-                bias = self.meets(r, rows, columns)
+                bias = self.meets(round, queries, keys)
             if not count_duplicates:
-                for earlier in range(r):
-                    bias = both(bias, ~self.meets(earlier, rows, columns))
-            tiles.append(GatherTile(rows, columns, outside=outside, bias=bias))
+                for earlier in range(round):
+                    bias = both(bias, ~self.meets(earlier, queries, keys))
+            tiles.append(GatherTile(queries, keys, outside=outside, bias=bias))
         return tuple(tiles)
 
     def _rows(self) -> tuple[Tensor, Tensor]:
-        """Queries of each tile row, ``(B, H, R, rows, self.row)``, -1 in empty slots, and its group,
-        ``(B, H, R, rows)``."""
-        order, size = self.queries.order, self.row
-        queries = torch.where(self.queries.codes < self.num_buckets * self.length, order, -1)
+        """The queries of each tile row, ``(B, H, R, rows, self.row_size)``, -1 in empty slots, and the group of each
+        row, ``(B, H, R, rows)``."""
+        order, size = self.queries.order, self.row_size
+        queries = torch.where(self.queries.codes < self.num_buckets * self.length, order, -1)  # without padding
         if self.aligned:
             rows = -(-self.length // size)
             queries = torch.nn.functional.pad(queries, (0, rows * size - self.length), value=-1)
-            return queries.unflatten(-1, (rows, size)), torch.arange(rows, device=order.device).expand(
-                *order.shape[:3], -1
-            )
+            group = torch.arange(rows, device=order.device).expand(*order.shape[:3], -1)
+            return queries.unflatten(-1, (rows, size)), group
         groups = -(-self.length // self.size)
         return rows_by_group(queries, self.groups.clamp(0, groups - 1), groups, self.length - self.first, size)
 
 
 class ChunkRounds(Rounds):
-    """A query sees its chunk, the ``before`` previous chunks and the ``after`` next ones; the first and the last chunk
+    """A query sees its chunk, the ``before`` previous chunks and the ``after`` next ones. The first and the last chunk
     are neighbours."""
 
     key_chunks = graph_property[Tensor](lambda self: self.key_ranks // self.size)
     query_chunks = graph_property[Tensor](lambda self: self.key_chunks if self.aligned else self.by_token(self.groups))
-    """The chunk of each token, as a key and as a query."""
+    """The chunk of each token as a key (``key_chunks``) and as a query."""
 
     def __init__(self, *args: Any, before: int = 1, after: int = 0, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.before, self.after = before, after
         self.chunks = (self.real + self.size - 1) // self.size
-        if not self.aligned:
-            rank = torch.searchsorted(
-                self.keys.codes, self.queries.codes, out_int32=self.keys.codes.dtype == torch.int32
-            )
+        if not self.aligned:  # a group has the queries of one chunk
+            is_int32 = self.keys.codes.dtype == torch.int32
+            rank = torch.searchsorted(self.keys.codes, self.queries.codes, out_int32=is_int32)
             self.groups = rank.minimum((self.real - 1).clamp(min=0)) // self.size
 
     def neighbours(self, chunk: Tensor) -> Tensor:
-        """Indices of the chunks that queries of ``chunk (…)`` see, ``(…, offsets)``; -1 where there are fewer
-        chunks."""
+        """The numbers of the chunks that queries of ``chunk (…)`` see, ``(…, offsets)``; -1 in place of those that
+        would repeat a chunk, if there are few."""
         offsets = chunk_offsets(self.before, self.after, -(-self.length // self.size))
         offset = torch.arange(offsets.start, offsets.stop, device=chunk.device)
         near = (chunk[..., None] + offset) % self.chunks[..., None].clamp(min=1)
@@ -194,29 +189,31 @@ class ChunkRounds(Rounds):
     def run(self, group: Tensor) -> Tensor:
         near = self.neighbours(group)
         inside = torch.arange(self.size, device=group.device)
-        return torch.where(near >= 0, near * self.size, -self.length - self.size)[..., None].add(inside).flatten(-2)
+        first_rank = torch.where(near >= 0, near * self.size, -self.length - self.size)  # negative if there is none
+        return first_rank[..., None].add(inside).flatten(-2)
 
     def meets(self, round: int, queries: Tensor, keys: Tensor) -> Tensor:
-        narrow = torch.int16 if self.length // self.size < 32000 else torch.int32
-        home = taken(self.query_chunks[:, :, round], queries)
-        there = taken(self.key_chunks[:, :, round], keys).to(narrow)[..., None, :]
-        near = self.neighbours(home).to(narrow)
-        met = there == near[..., :1]
+        dtype = torch.int16 if self.length // self.size < 32000 else torch.int32
+        query_chunks = taken(self.query_chunks[:, :, round], queries)
+        key_chunks = taken(self.key_chunks[:, :, round], keys).to(dtype)[..., None, :]
+        near = self.neighbours(query_chunks).to(dtype)  # (B, H, rows, Tq, offsets)
+        seen = key_chunks == near[..., :1]
         for t in range(1, near.shape[-1]):
-            met = met | (there == near[..., t : t + 1])
-        return met
+            seen = seen | (key_chunks == near[..., t : t + 1])
+        return seen
 
     def no_visible_key(self) -> Tensor | None:
         if not self.shared:
             return None  # no chunk is empty
+        # A token does not see itself, so it needs a second key in its chunks.
         near = self.neighbours(self.query_chunks)
-        filled = (self.real[..., None] - near * self.size).clamp(max=self.size)
-        return (torch.where(near >= 0, filled, 0).sum(-1) <= 1).all(2)
+        chunk_sizes = (self.real[..., None] - near * self.size).clamp(max=self.size)
+        return (torch.where(near >= 0, chunk_sizes, 0).sum(-1) <= 1).all(2)
 
 
 def chunk_offsets(before: int, after: int, chunks: int) -> range:
-    """Offsets from a query's chunk to the chunks that it sees. At most ``chunks``, since further offsets would repeat
-    chunks."""
+    """The offsets from a query's chunk to the chunks that it sees. They are at most ``chunks`` numbers, since more
+    offsets would repeat chunks."""
     if before + after < chunks:
         return range(-before, after + 1)
     return range(-before, chunks - before)
@@ -228,16 +225,18 @@ class RecentRounds(Rounds):
     limits_rows = True
     low = graph_property[Tensor](lambda self: self.by_token(self.sorted_low))
     high = graph_property[Tensor](lambda self: self.by_token(self.sorted_high))
-    """The ranks of the first and the last key that each token sees. Sorted, these keys have the ranks low … high."""
+    """The ranks of the first key (``low``) and the last key that each token sees."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        sorted_codes = self.queries.codes
-        start, narrow = sorted_codes // self.length * self.length, sorted_codes.dtype == torch.int32
-        self.sorted_high = torch.searchsorted(self.keys.codes, sorted_codes, right=True, out_int32=narrow) - 1
-        self.sorted_low = torch.searchsorted(self.keys.codes, start, out_int32=narrow).maximum(
-            self.sorted_high - (self.size - 1)
-        )
+        # The same ranks, in the order of the sorted queries: the last key up to the query, and the first one in its
+        # bucket that is not too far back.
+        codes = self.queries.codes
+        bucket_start = codes // self.length * self.length
+        is_int32 = codes.dtype == torch.int32
+        self.sorted_high = torch.searchsorted(self.keys.codes, codes, right=True, out_int32=is_int32) - 1
+        first_in_bucket = torch.searchsorted(self.keys.codes, bucket_start, out_int32=is_int32)
+        self.sorted_low = first_in_bucket.maximum(self.sorted_high - (self.size - 1))
         self.groups = self.sorted_high.clamp(min=0) // self.size
 
     def run(self, group: Tensor) -> Tensor:
@@ -256,23 +255,24 @@ class RecentRounds(Rounds):
 def rows_by_group(order: Tensor, groups: Tensor, num_groups: int, count: int, size: int) -> tuple[Tensor, Tensor]:
     """Cut sorted queries into tile rows of at most ``size`` queries of one group.
 
-    A new row starts after every ``size`` sorted queries and where the group changes: at most ceil(count / size) +
-    num_groups rows.
+    A new row starts after every ``size`` sorted queries, and where the group changes. There are at most
+    ``ceil(count / size) + num_groups`` rows.
 
     Args:
-        order: ``(B, H, R, N)``, queries by ascending group. Entries that are -1 or after the first ``count`` are not
-            queries.
+        order: ``(B, H, R, N)``, queries by ascending group. An entry is no query if it is -1, or if it comes after the
+            first ``count`` entries.
         groups: ``(B, H, R, N)``, group of each entry of ``order``, below ``num_groups``.
     Returns:
         Queries ``(B, H, R, rows, size)``, -1 where a slot is empty, and the group of each row ``(B, H, R, rows)``.
     """
     slot = torch.arange(order.shape[-1], device=order.device)
     total = -(-count // size) + num_groups
-    row, is_query = (slot // size + groups).clamp(max=total - 1), slot < count
+    row = (slot // size + groups).clamp(max=total - 1)
+    # Entries that are no queries go to an extra slot at the end, and their groups to an extra row.
+    is_query = slot < count
     target = torch.where(is_query, row * size + slot % size, total * size)
-    rows = order.new_full((*order.shape[:3], total * size + 1), -1).scatter_(
-        -1, target, torch.where(is_query, order, -1)
-    )
+    rows = order.new_full((*order.shape[:3], total * size + 1), -1)
+    rows.scatter_(-1, target, torch.where(is_query, order, -1))
     group = groups.new_zeros(*order.shape[:3], total + 1).scatter_(-1, torch.where(is_query, row, total), groups)
     return rows[..., :-1].unflatten(-1, (total, size)), group[..., :-1]
 
@@ -280,8 +280,12 @@ def rows_by_group(order: Tensor, groups: Tensor, num_groups: int, count: int, si
 def cluster_rows(
     clusters: Tensor, num_clusters: int, real: Tensor | None, q_len: int, size: int
 ) -> tuple[Tensor, Tensor]:
-    """Sort queries by cluster into rows of one cluster each: query indices ``(B, H, rows, size)``, -1 if empty, and
-    ``(B, H, rows)``."""
+    """Sort queries by ``clusters (B, H, N)`` into rows of one cluster each.
+
+    Returns:
+        The positions of the queries ``(B, H, rows, size)``, -1 in empty slots, and the cluster of each row
+        ``(B, H, rows)``.
+    """
     length = clusters.shape[-1]
     ordered = Sorted.of(clusters[:, :, None], num_clusters, real, length - q_len)
     cluster = ordered.codes // length
@@ -296,7 +300,7 @@ def taken(values: Tensor, positions: Tensor) -> Tensor:
 
 
 def buckets_of_documents(buckets: Tensor, num_buckets: int, documents: DocumentLabels | None) -> tuple[Tensor, int]:
-    """Buckets ``(B, H, R, N)`` that no two packed documents share, and the number of buckets."""
+    """The buckets ``(B, H, R, N)`` renumbered so that no two packed documents share a bucket, and their new number."""
     if documents is None:
         return buckets, num_buckets
     return torch.add(buckets, documents.number[:, None, None], alpha=num_buckets), num_buckets * documents.most

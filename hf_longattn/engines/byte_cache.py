@@ -56,9 +56,9 @@ class ByteCache:
         """
         if torch.compiler.is_compiling() or transformed() or fake_mode() is not None:
             return make()
-        if (entry := self._find(key)) is not None:
+        entry = self._find(key)
+        if entry is not None:
             return entry[0]
-
         # Outside of inference mode, and with the CPU as the default device, ``make`` gives tensors that every later
         # call can use.
         with torch.inference_mode(False), torch.no_grad(), torch.device("cpu"):

@@ -31,7 +31,7 @@ def dense_attention(
 ) -> Tensor:
     """Softmax attention ``(B, H, Nq, D)`` with ``mask_mod``, causality and padding. Heads may be grouped.
 
-    Without ``mask_mod`` and score term, it calls the same kernel as transformers' sdpa attention. Queries without a
+    Without ``mask_mod`` and score term, the same kernel runs as in transformers' sdpa attention. Queries without a
     visible key give zeros. With a score term, more than :data:`MAX_SCORES` scores are computed in blocks of queries,
     and the eager backward pass computes each block again.
 

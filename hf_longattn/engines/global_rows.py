@@ -189,7 +189,7 @@ def separate_rows_backward(
     dropout: float,
     seed: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of q, k and v in :func:`separate_rows`. They compute the weights again."""
+    """The gradients of q, k and v in :func:`separate_rows`. The weights of the few rows are computed again."""
     index, real = global_index(global_mask)
     if index.shape[1] == 0:
         return torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)

@@ -114,6 +114,7 @@ def window_attention(
     Returns:
         ``(B, H, N, D)``, stored token-major, so that merging the heads is free. Cells that see no key are zeros.
     """
+    # The tensors with an axis of keys, for the prefix tokens and, with q, for the cells (B, ·, *cells, ·).
     keyed = [k, v] if call.key_mask is None else [k, v, call.key_mask[:, None, :, None]]
     prefix = [x[:, :, : grid.prefix] for x in keyed] if shared else None
     axes = [window_runs(*axis) for axis in zip(grid.sizes, window, shift, strict=True)]
@@ -121,7 +122,7 @@ def window_attention(
     recorded = differentiated(q, k, v) or (call.score_mod is not None and torch.is_grad_enabled())
     if q.device.type == "cpu" and not recorded and not in_graph():
         return _in_place(tensors, axes, prefix, call, prefix_out)
-    # Every tensor is cut into its parts in the regions.
+    # For each region, its part of every tensor.
     tensors_of_regions = zip(*(_cut(x, axes) for x in tensors), strict=True)
     outs = []  # one per region, (B, *cells, H, D); regions next to each other on the last axis follow one another
     for region, region_tensors in zip(itertools.product(*axes), tensors_of_regions, strict=True):

@@ -145,6 +145,7 @@ class _Chunked(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        """The gradients of q, k, v and the sums kv and z, by the equations in the module's docstring."""
         q, k, v, kv, z, out = ctx.saved_tensors
         grad, grad_kv, grad_z = grads
         group, chunk = q.shape[1] // k.shape[1], ctx.chunk

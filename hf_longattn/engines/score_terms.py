@@ -269,6 +269,7 @@ class DistanceTerm(ScoreTerm):
         return None
 
     def of_heads(self, heads: Sequence[int], device: torch.device) -> DistanceTerm:
+        """The term for ``heads`` only, renumbered from 0, with one key head for each."""
         group = self.queries.shape[1] // self.keys.shape[1]  # query heads that share a key head
 
         def of_table(table: Tensor) -> Tensor:
@@ -426,6 +427,7 @@ class GridBias(ScoreTerm):
         return self.table[:, entries.flatten().to(self.table.device)].unflatten(1, entries.shape)
 
     def __call__(self, score: Tensor, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
+        """The scores with the bias of each pair added. Needs :attr:`grid`."""
         grid = self._call_grid
         distances = [
             torch.as_tensor(q - k) for q, k in zip(grid.coordinates(q_idx), grid.coordinates(kv_idx), strict=True)

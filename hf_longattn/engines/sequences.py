@@ -189,7 +189,7 @@ def stacked(
 
 def rolled(run: AttentionFunction, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
     """Call ``run`` on rows that are rolled to begin with a real token, and roll the output ``(B, H, Nq, D)`` back. If
-    there are fewer queries than keys, zero queries are put in front before."""
+    there are fewer queries than keys, zero queries are first put in front."""
     batch, tokens, hidden = call.batch, call.global_mask, call.hidden_states
     length = k.shape[2]
     assert batch is not None

@@ -128,6 +128,7 @@ def search_keys(
     offset = k.shape[2] - q.shape[2]
 
     def finish(scores: Tensor, item: int, heads: slice, i: Tensor, j: Tensor) -> Tensor:
+        """The scores for some products, see :data:`Finish`."""
         i = i + offset
         scores = scores * scale
         if score_mod is not None:

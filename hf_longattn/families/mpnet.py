@@ -76,7 +76,8 @@ class MPNetOnTheBackend(OnTheBackend):
             if mechanism.capabilities.takes_globals:
                 raise OptionError(
                     f"{type(self).__name__} cannot pass global tokens to its attention, which mechanism "
-                    f"{mechanism.name!r} needs; choose one without, for example mechanism='nystrom' or 'window'."
+                    f"{mechanism.name!r} needs; choose a mechanism without global tokens, for example "
+                    "mechanism='nystrom' or 'window'."
                 )
 
 

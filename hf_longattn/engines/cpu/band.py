@@ -455,6 +455,7 @@ class Band(BandSource):
     sums_in_fp32 = False
 
     def read_arguments(self) -> None:
+        """Set the masks, the pattern, and the bias or the columns that the learned table gives."""
         self.key_mask, self.global_mask = self.fixed
         left, right, causal, global_rows, ahead = self.numbers
         self.pattern = Pattern(left, right, bool(causal), True, bool(global_rows))
@@ -473,6 +474,7 @@ class Band(BandSource):
             self.totals = [torch.zeros_like(x, dtype=self.dtype) for x in like]
 
     def most_blocks(self, item: Item) -> int:
+        """Set the item's plan, and return the number of blocks in its largest group; 0 for a single part."""
         sizes = (item.q_len, item.kv_len, item.shift, self.pattern.left, self.pattern.right)
         settings: dict[str, Any] = {"backward": self.is_backward, "tokens": item.tokens is not None}
         if self.dropout:
@@ -483,6 +485,7 @@ class Band(BandSource):
         return item.plan.most_blocks
 
     def parts(self, item: Item) -> Iterable[Part]:
+        """The parts for the band, and those for global tokens, in the order in which a pass needs them."""
         near, far = self._near(item), list[Part]()
         # the single part of a dense plan has the global tokens too
         near_has_globals = item.plan.dense and self.columns is None

@@ -247,6 +247,7 @@ class Distances(BandSource):
     plain_backward = True
 
     def read_arguments(self) -> None:
+        """Set p, e, the masks, the pattern, and the tables with a copy of their rows for the band."""
         self.p, table, *key_terms = self.learned
         self.e: Any = None
         key_table: Any = None
@@ -390,6 +391,7 @@ class Distances(BandSource):
                     call.table(self.d_key_rows).add_((d_inside.mT @ e[:, :, call.keys]).sum(0))
 
     def scopes(self, backward: bool) -> Iterator[Item]:
+        """As in the base class. A backward pass first sets the gradients of p, e and the tables to zero."""
         if backward:  # gradients of terms are always computed
             query_table, key_table = self.tables.queries, self.tables.keys
             self.d_tables = self.tables._replace(

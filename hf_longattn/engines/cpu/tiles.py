@@ -273,7 +273,7 @@ def _cut(
     width, most_keys, key_slots = spec.keys.shape[-1], limits.keys, slice(None)
     if keys is not None:
         width, most_keys, key_slots = keys.size, limits.viewed, slice(keys.slot, keys.slot + keys.size)
-    # Query slots of a row in a call, then how many such pieces of rows, over heads, fit into a call.
+    # A piece is ``slots`` query slots of one row and one head. Find out how many pieces fit into a call.
     aligned = queries is not None and keys is not None and queries.step == keys.step
     slots = min(size, limits.queries)
     if need == PAIR_MASK:

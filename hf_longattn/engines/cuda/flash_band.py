@@ -168,6 +168,7 @@ class _Band(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, q, k, v, sinks, part, settings):  # type: ignore[no-untyped-def]
+        """The output of the band, merged with the sinks."""
         ctx.settings, ctx.part = settings, part
         out, lse, *state = settings.run(q, k, v, part)
         if sinks is not None:
@@ -307,15 +308,15 @@ def _plan(call: AttentionCall, pattern: Pattern, rows: int, length: int, device:
         spans = batch.sequences
     # For each sequence, the positions of its global tokens in the batch row, and whether they are its first tokens.
     if positions is not None:
-        span_globals = [[span.start + at for at in positions if at < span.length] for span in spans]
+        span_globals = [[span.start + number for number in positions if number < span.length] for span in spans]
     else:
         mask = on_host(call.global_mask)
         span_globals = [
             (np.flatnonzero(mask[span.row, span.start : span.stop]) + span.start).tolist() for span in spans
         ]
     in_front = all(
-        found == list(range(span.start, span.start + len(found)))
-        for span, found in zip(spans, span_globals, strict=True)
+        tokens == list(range(span.start, span.start + len(tokens)))
+        for span, tokens in zip(spans, span_globals, strict=True)
     )
     if pattern.causal and not in_front:
         return "the operator cannot hide global tokens after a query"
@@ -326,12 +327,12 @@ def _plan(call: AttentionCall, pattern: Pattern, rows: int, length: int, device:
     a, b, c = (list[tuple[int, int]]() for _ in range(3))
     global_tokens = list[int]()
     last_c = 0  # the first key after C's last run
-    for span, found in zip(spans, span_globals, strict=True):
+    for span, tokens in zip(spans, span_globals, strict=True):
         row = span.row * length
         start, stop = row + span.start, row + span.stop
-        front = start + len(found)  # the end of global tokens that are in front
+        front = start + len(tokens)  # the end of global tokens that are in front
         first_global = len(global_tokens)
-        global_tokens += [row + at for at in found]
+        global_tokens += [row + token for token in tokens]
         end_global = len(global_tokens)
         if in_front:
             a += [(start, start), (front, start), (front, front), (stop, stop)]
@@ -397,6 +398,7 @@ class _InFront(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, q, k, v, plan, settings):  # type: ignore[no-untyped-def]
+        """The output: C for global queries, and A merged with B for the others."""
         a, lse_a, *state_a = settings.run(q, k, v, plan.a)
         b, lse_b, *state_b = settings.over_all().run(q, k, v, plan.b)
         c, lse_c, *state_c = settings.over_all(settings.causal).run(q, k, v, plan.c)
@@ -423,6 +425,7 @@ class _Gathered(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, q, k, v, plan, global_rows, settings):  # type: ignore[no-untyped-def]
+        """The output: A merged with B, overwritten by C for global queries."""
         ctx.plan, ctx.settings, ctx.global_rows = plan, settings, global_rows
         index, is_global = plan.gathered
         a, lse_a, *state_a = settings.run(*_lowered(q, k, v, is_global, settings.scale), plan.a)
@@ -439,6 +442,7 @@ class _Gathered(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad):  # type: ignore[no-untyped-def]
+        """The gradients of q, k and v, summed over A, B and C."""
         q, k, v, out, lse, c, lse_c, *states = ctx.saved_tensors
         plan, settings, width = ctx.plan, ctx.settings, q.shape[-1]
         index, is_global = plan.gathered

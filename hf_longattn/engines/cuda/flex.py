@@ -206,6 +206,7 @@ def band_block_mask(
         partial, whole = torch.broadcast_tensors(touched ^ full, full)  # a full block is touched
         return partial[:, None], whole[:, None]
 
+    # The lists of partial and of full blocks, for each query block and for each key block.
     groups = _block_pairs(pattern, q_len, kv_len, every_pair, device)
     if every_pair:
         by_query, by_key = lists_of(*partial_and_full(groups[0]))
@@ -218,6 +219,7 @@ def band_block_mask(
     visible = pattern.visible_mod(tokens)
 
     def mask_mod(b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
+        """Whether a query sees a key, for single tokens instead of blocks."""
         seen = visible(b, h, q_idx + offset, kv_idx)
         if documents is not None:
             seen = seen & (documents[b, q_idx + offset] == documents[b, kv_idx])
@@ -371,8 +373,8 @@ def flex_block_selected(
     # Whether any pair of a query block and a key block of the kernel may be visible, (B, H, n, n) bool for n blocks.
     touched = F.pad(selected, (0, 0, 0, -selected.shape[2] % BAND_BLOCK)).unflatten(2, (-1, BAND_BLOCK)).any(3)
     if block_size < BAND_BLOCK:
-        parts = BAND_BLOCK // block_size
-        touched = F.pad(touched, (0, -touched.shape[3] % parts)).unflatten(3, (-1, parts)).any(-1)
+        small_blocks = BAND_BLOCK // block_size
+        touched = F.pad(touched, (0, -touched.shape[3] % small_blocks)).unflatten(3, (-1, small_blocks)).any(-1)
     else:
         touched = touched.repeat_interleave(block_size // BAND_BLOCK, 3)[..., : touched.shape[2]]
     if causal:
@@ -392,6 +394,23 @@ def flex_block_selected(
     mask = block_mask((length, length), mask_mod, by_query=by_query, by_key=by_key)
     signature = "chosen blocks", causal, key_mask is None, signature_of(score_mod)
     return masked_flex(signature, q, k, v, mask, score_mod, call)
+
+
+def _in_kernel_blocks(seen: Tensor, size: int, blocks: int) -> tuple[Tensor, Tensor]:
+    """Which pairs of the kernel's blocks have some visible pair of tokens, and which have only visible pairs,
+    ``(B or 1, H or 1, blocks, blocks)`` bool each.
+
+    seen: ``(B or 1, H or 1, n, n)`` bool, which pairs of blocks of ``size`` tokens are visible.
+    """
+    if size >= BAND_BLOCK:
+        repeats = size // BAND_BLOCK
+        repeated = seen.repeat_interleave(repeats, 2).repeat_interleave(repeats, 3)[:, :, :blocks, :blocks]
+        return repeated, repeated
+    small_blocks = BAND_BLOCK // size
+    missing = blocks * small_blocks - seen.shape[3]
+    complete = F.pad(seen, (0, missing, 0, missing))
+    split = complete.unflatten(3, (blocks, small_blocks)).unflatten(2, (blocks, small_blocks))
+    return split.any(5).any(3), split.all(5).all(3)
 
 
 class BlockTable(NamedTuple):
@@ -433,19 +452,8 @@ def flex_block_table(
     def made() -> tuple[BlockMask, BlockTable]:
         table = make()
         seen = table.seen
-        # Pairs of the kernel's blocks, (B or 1, H or 1, blocks, blocks) bool: which have a visible pair of tokens, and
-        # in which all pairs are visible.
         blocks = -(-length // BAND_BLOCK)
-        if size < BAND_BLOCK:
-            parts = BAND_BLOCK // size
-            missing = blocks * parts - seen.shape[3]
-            whole = F.pad(seen, (0, missing, 0, missing))
-            split = whole.unflatten(3, (blocks, parts)).unflatten(2, (blocks, parts))
-            touched, full = split.any(5).any(3), split.all(5).all(3)
-        else:
-            repeats = size // BAND_BLOCK
-            repeated = seen.repeat_interleave(repeats, 2).repeat_interleave(repeats, 3)
-            touched = full = repeated[:, :, :blocks, :blocks]
+        touched, full = _in_kernel_blocks(seen, size, blocks)
         if length % BAND_BLOCK:  # the last block is incomplete
             filled = torch.arange(blocks, device=q.device) < blocks - 1
             full = full & (filled & filled[:, None])
