@@ -16,8 +16,8 @@ from transformers.exporters import DynamoExporter, OnnxExporter, OpenVINOExporte
 
 MIN_LENGTH = 2
 """Minimum tokens of a graph: PyTorch specialises on sizes of 0 and 1."""
-UNLIMITED = 1 << 20
-"""Maximum tokens of a graph whose model has no maximum, and maximum texts of a batch."""
+MOST_TEXTS = 1 << 20
+"""Maximum texts of a batch."""
 
 
 class TorchGraphs(DynamoExporter):
@@ -40,7 +40,7 @@ class TorchGraphs(DynamoExporter):
             AssertionError: the program does not take all sizes.
         """
         axes = {
-            0: torch.export.Dim.AUTO(min=1, max=UNLIMITED),
+            0: torch.export.Dim.AUTO(min=1, max=MOST_TEXTS),
             1: torch.export.Dim.AUTO(min=MIN_LENGTH, max=max_length),
         }
         config: Any = self.config_class(dynamic=True, dynamic_shapes=dict.fromkeys(example, axes))

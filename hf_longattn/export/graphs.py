@@ -56,6 +56,8 @@ from ..names import BACKEND
 from ..reports import FAILED, Check, Difference, equality
 
 REPORT = "export_report.json"
+UNLIMITED = 1 << 20
+"""Maximum tokens of a graph whose model has no maximum."""
 LONG_CONFIG = "long_config.json"
 FORMATS = {"onnx": "ONNX", "openvino": "OpenVINO", "torch": "torch.export"}
 """Format of a graph -> its name in a card."""
@@ -132,20 +134,9 @@ def export_checkpoint(
         CheckpointError: the model cannot be read or exported, the graph differs from it, or the destination must not
             be written.
     """
-    if format not in GRAPHS:
-        raise CheckpointError(
-            f"Unknown format {format!r}; expected {', '.join(GRAPHS)} or, for a stock model, native (export_native)."
-        )
-    if format in EXTRAS:
-        check_extra(format)
-    if importlib.util.find_spec("transformers.exporters") is None:
-        raise CheckpointError(
-            f"transformers {transformers.__version__} has no exporters; type pip install -U 'transformers>=5.24'."
-        )
+    exporter = _exporter(format)
     if opset is not None and format != "onnx":
         raise CheckpointError(f"opset is for ONNX graphs, not for {format!r}; leave it out.")
-    from .exporters import EXPORTERS, UNLIMITED
-
     target = destination_path(destination)
     source = open_source(model, revision=revision, token=token, weights=False)
     check_destination(target, source.folder, source.card_folder, overwrite=overwrite)
@@ -156,14 +147,6 @@ def export_checkpoint(
     is_local = Path(source.name).expanduser().exists()
     say(f"reading {in_one_line(source.folder.name if is_local else source.name)}")
     loaded = _load(source, model_class, task)
-    if any(site.causal for site in attention_sites(loaded)):
-        raise CheckpointError(
-            f"A graph is an encoder, and a {type(loaded).__name__} has a decoder; run it in PyTorch. A server takes "
-            "stock models, which --format native writes."
-        )
-    for mechanism in attached_mechanisms(loaded).values():
-        if (reason := why_not_exported(mechanism)) is not None:
-            raise CheckpointError(reason)
     max_length = known_length(loaded.config, None, loaded) or UNLIMITED
     words = VerificationText(
         *verification_text(None), load_tokenizer(source.folder, loaded.config), loaded.config.vocab_size
@@ -179,7 +162,6 @@ def export_checkpoint(
         with contextlib.suppress(ValueError):  # the model has no experts
             # one grouped product; other implementations loop over the experts that the example's tokens choose
             loaded.set_experts_implementation("grouped_mm")
-        exporter = EXPORTERS[format]()
         outputs, used = write_graph(graph, exporter, file, format, max_length, opset)
         loaded.set_experts_implementation(experts)
         say(f"comparing {file.name} with the model")
@@ -238,6 +220,28 @@ def input_names(model: nn.Module, tokenizer: Any | None, global_attention_mask: 
     return (*names, *(() if family is None else family.spec.further))
 
 
+def _exporter(format: str) -> Any:
+    """What writes graphs of this format.
+
+    Raises:
+        MissingExtraError: a package that the format needs is not installed.
+        CheckpointError: the format is unknown, or transformers is too old.
+    """
+    if format not in GRAPHS:
+        raise CheckpointError(
+            f"Unknown format {format!r}; expected {', '.join(GRAPHS)} or, for a stock model, native (export_native)."
+        )
+    if format in EXTRAS:
+        check_extra(format)
+    if importlib.util.find_spec("transformers.exporters") is None:
+        raise CheckpointError(
+            f"transformers {transformers.__version__} has no exporters; type pip install -U 'transformers>=5.24'."
+        )
+    from .exporters import EXPORTERS
+
+    return EXPORTERS[format]()
+
+
 def _model_class(source: Source) -> Any:
     """The class of a long or stock checkpoint that reads a text.
 
@@ -271,7 +275,11 @@ def _model_class(source: Source) -> Any:
 
 
 def _load(source: Source, model_class: Any, task: str | None) -> Any:
-    """Load the model with the head for ``task`` (``None``: its own head), in float32."""
+    """Load the model with the head for ``task`` (``None``: its own head), in float32.
+
+    Raises:
+        CheckpointError: there is no such head, the checkpoint has no weights for it, or no graph can hold this model.
+    """
     saved = model_class.__name__
     if task is None:
         check_class(source.name, source.folder, source.config)
@@ -298,6 +306,14 @@ def _load(source: Source, model_class: Any, task: str | None) -> Any:
             f"{source.name!r} was saved as {saved} and has no weights for {min(missing)!r} of {type(model).__name__}; "
             "export the head that it has, or fine-tune this one first."
         )
+    if any(site.causal for site in attention_sites(model)):
+        raise CheckpointError(
+            f"A graph is an encoder, and a {type(model).__name__} has a decoder; run it in PyTorch. A server takes "
+            "stock models, which --format native writes."
+        )
+    for mechanism in attached_mechanisms(model).values():
+        if (reason := why_not_exported(mechanism)) is not None:
+            raise CheckpointError(reason)
     return model
 
 
