@@ -233,7 +233,7 @@ def _choose(source: Any, config: ConversionConfig) -> tuple[Any, Mapping[str, An
 
 
 def _plan_report(plan: ConversionPlan) -> Iterator[Part]:
-    """A plan for reading: the result, warnings, and the mechanisms and costs of the model or of each tower."""
+    """The plan as printed: the result, warnings, and the mechanisms and costs of the model or of each tower."""
     positions = plan.positions
     if plan.position_change:
         positions += f"  ({plan.position_change}: needs training)"
@@ -261,7 +261,7 @@ def _plan_report(plan: ConversionPlan) -> Iterator[Part]:
 
 
 def _flops(count: int) -> str:
-    """A number of FLOPs for reading, such as "1.5 GFLOP"."""
+    """A number of FLOPs as printed, such as "1.5 GFLOP"."""
     unit, name = pick_unit_and_suffix(count, ["FLOP", "kFLOP", "MFLOP", "GFLOP", "TFLOP", "PFLOP"], 1000)
     return f"{count / unit:.1f} {name}"
 
@@ -284,7 +284,7 @@ def costs_table(costs: Sequence[LengthCost], inputs: InputSizes) -> RenderableTy
 
 
 def conversion_report(report: ConversionReport) -> Iterator[Part]:
-    """The report of a conversion, or of the export of a stock model, for reading."""
+    """The report of a conversion, or of the export of a stock model, as printed."""
     from ..conversion.folders import POSITIONS, READY, WOULD_TELL
     from ..hub import next_step
 

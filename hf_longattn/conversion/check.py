@@ -236,7 +236,8 @@ def _same_bytes(a: Tensor, b: Tensor) -> bool:
 def attending(model: Any, attention: str) -> Iterator[None]:
     """Within the context, a result runs with another attention.
 
-    attention: :data:`AS_CONFIGURED`, :data:`BASE`, or any other name for its mechanisms without ``exact_length``.
+    attention: :data:`AS_CONFIGURED`, or :data:`BASE` for the base's attention. With any other name the result runs its
+        mechanisms, also on texts that its ``exact_length`` lets attend in full.
     """
     implementation = attention_implementation(model.config) or BACKEND
     if attention == BASE:

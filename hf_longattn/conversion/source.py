@@ -30,7 +30,7 @@ class Source:
     folder: Path  # has config, tokenizer and weights
     config: dict[str, Any]  # its config.json
     root: Path | None = None  # outermost folder of a sentence-transformers model; None for other checkpoints
-    has_weights: bool = False  # whether the weights were checked; a plan needs none
+    has_weights: bool = False  # whether the weights are there and were checked; a plan of a conversion needs none
     pickled: bool = False  # whether transformers reads the weights from .bin files
     # name -> dtype of each floating-point tensor; empty for .bin files, and if the weights were not checked
     dtypes: Mapping[str, torch.dtype] = field(default_factory=dict)

@@ -229,15 +229,15 @@ class RecentRounds(Rounds):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        # The same ranks, in the order of the sorted queries: the last key up to the query, and the first one in its
-        # bucket that is not too far back.
+        # A code is bucket · length + position, so sorting by it sorts by bucket, then by position. For each sorted query:
+        # the rank of the last key up to its position, and that of the first key of its bucket that is not too far back.
         codes = self.queries.codes
         bucket_start = codes // self.length * self.length
         is_int32 = codes.dtype == torch.int32
         self.sorted_high = torch.searchsorted(self.keys.codes, codes, right=True, out_int32=is_int32) - 1
         first_in_bucket = torch.searchsorted(self.keys.codes, bucket_start, out_int32=is_int32)
         self.sorted_low = first_in_bucket.maximum(self.sorted_high - (self.size - 1))
-        self.groups = self.sorted_high.clamp(min=0) // self.size
+        self.groups = self.sorted_high.clamp(min=0) // self.size  # queries whose last keys lie close together
 
     def run(self, group: Tensor) -> Tensor:
         start = group * self.size - (self.size - 1)

@@ -312,7 +312,7 @@ def score_pair(
 ) -> Any:
     """The score of a CrossEncoder for a query and a long document. The logits of the windows are merged."""
     if others:
-        raise OptionError(f"read_whole follows activation_fn and apply_softmax; leave {listed(others)} out.")
+        raise OptionError(f"read_whole takes activation_fn and apply_softmax alone; leave {listed(others)} out.")
     windows = whole.windows_of(pair[1], pair[0], called="first text of the pair", is_second=True)
     activation = whole.reader.activation_fn if activation_fn is None else activation_fn
     score = activation(whole.merged(whole.run(windows.inputs))[None])[0]

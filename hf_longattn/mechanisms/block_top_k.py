@@ -42,7 +42,7 @@ class BlockTopK(Mechanism):
     about = About(
         summary="each query attends to its block and to the k-1 blocks whose mean key scores highest",
         paper="Lu et al. 2025, MoBA, §2.2",
-        when="a decoder, without further training, that needs evidence from anywhere; each query reads a few blocks "
+        when="a decoder that needs evidence from anywhere, without further training; each query reads a few blocks "
         "of a cache of all tokens",
         engine="block_selected",
         cost="N·k·b + N·N/b",

@@ -210,10 +210,12 @@ class DeclaredMask(LazyTensor, PassCache):
         return self.cached("for documents", make)
 
     def _with_chunks(self, chunks: Tensor) -> MaskFunction:
-        """The mask function, in which tokens see each other if they have the same number in ``chunks (B, Nk)``. A
-        function that takes its positions from the call (``MOVED``) keeps its own chunks."""
+        """The mask function, with ``chunks (B, Nk)`` in place of its own chunks. Tokens see each other only if they
+        have the same number there."""
         same_chunk = masking.packed_sequence_mask_function(chunks)
         if in_graph():
+            # A graph cannot look into the mask function. transformers allows the skip of a causal mask without further
+            # rules alone: such a mask is chunks and causality.
             if not self.arguments.get("allow_is_causal_skip"):
                 raise BackendError(
                     "A compiled graph cannot count the chunks of this mask (attention_chunk_size) from each document; "
@@ -229,7 +231,7 @@ class DeclaredMask(LazyTensor, PassCache):
             if code is ALL_OF or code is ANY_OF:
                 combine = masking.and_masks if code is ALL_OF else masking.or_masks
                 return combine(*map(replace, _settings(function)["mask_functions"]))
-            return function
+            return function  # without chunks, or with positions of its own (MOVED), by which it counts its chunks
 
         return replace(self.arguments["mask_function"])
 

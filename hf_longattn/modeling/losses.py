@@ -59,7 +59,7 @@ def share_of_step(loss: Tensor, count: Tensor, items: Any) -> Tensor:
     all batches add up to the step's mean.
 
     Args:
-        loss: the batch's mean loss; NaN without labels, for a share of 0.
+        loss: the batch's mean loss. It may be NaN if the batch has no labels; the share is 0 then.
         count: number of labels in the batch.
         items: number of labels in the step.
     """

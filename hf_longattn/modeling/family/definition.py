@@ -268,7 +268,7 @@ def family_names(model_types: Collection[str]) -> list[str]:
     """Those of the ``model_types`` that have a family: a file in :mod:`hf_longattn.families`, or a row in
     ``families.json``. Sorted."""
     modules = {*module_names("families"), *family_rows()}
-    # as module_name does, which would be a call for each of many types
+    # module_name says the same of one type; a call for each of the many types would be slow
     return sorted(model_type for model_type in model_types if model_type.replace("-", "_") in modules)
 
 
