@@ -229,8 +229,8 @@ class RecentRounds(Rounds):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        # A code is bucket · length + position, so codes sort by bucket, then by position. For each sorted query: the rank
-        # of the last key up to its position, and that of the first key of its bucket that is not too far back.
+        # A code is bucket · length + position, so codes sort by bucket, then by position. For each sorted query: the
+        # rank of the last key up to its position, and that of the first key of its bucket that is not too far back.
         codes = self.queries.codes
         bucket_start = codes // self.length * self.length
         is_int32 = codes.dtype == torch.int32
