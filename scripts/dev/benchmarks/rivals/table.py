@@ -42,8 +42,10 @@ def line(row: Row) -> str:
     start = f"  {row['way']}"
     if "error" in row:
         return f"{start}: {row['error']}"
-    differences = f"difference {row['difference']:.1e}, cosine {row['least_cosine']:.6f}, " * ("difference" in row)
-    return f"{start}: {digits(row['seconds'])} s, {row['mebibytes']:,.0f} MiB, {differences}{verdict(row)}"
+    found = verdict(row)
+    if "difference" in row:
+        found = f"difference {row['difference']:.1e}, cosine {row['least_cosine']:.6f}, {found}"
+    return f"{start}: {digits(row['seconds'])} s, {row['mebibytes']:,.0f} MiB, {found}"
 
 
 def digits(value: float) -> str:
@@ -87,7 +89,7 @@ def duel(own: Row | None, rows: Sequence[Row], exact: bool) -> list[str]:
         cells += [named(row), digits(row["seconds"]), f"{row['mebibytes']:,.0f}"] if row else ["–", "–", "–"]
     if not own or not rival or not small:
         return [*cells, "no rival ran" if own else "–", "–"]
-    smallest = own if own["way"].startswith("torch-longformer") else best(rows, True, exact, "mebibytes") or own
+    smallest = (best(rows, True, exact, "mebibytes") if WAYS[own["way"]].same else None) or own
     memory = winner(smallest["mebibytes"], small["mebibytes"], f"{named(small)}, {small['mebibytes']:,.0f}")
     return [*cells, winner(own["seconds"], rival["seconds"], named(rival)), memory]
 
