@@ -81,7 +81,12 @@ def open_torch(home: Path, model: str, way: str) -> Opened:
 
 def feed(names: list[str], ids: Any) -> dict[str, Any]:
     """The inputs of a graph."""
-    known = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
+    known = {
+        "input_ids": ids,
+        "attention_mask": np.ones_like(ids),
+        "token_type_ids": np.zeros_like(ids),
+        "logits_to_keep": np.array(1),
+    }
     return {name: known[name] for name in names}
 
 
