@@ -6,7 +6,6 @@ of the windows are merged in a way that suits the task. Each token belongs to on
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from typing import Any
@@ -19,7 +18,7 @@ from transformers.pipelines import Pipeline, ZeroShotClassificationArgumentHandl
 
 from ..data.tokenization import longest_input
 from ..errors import InputError, OptionError, listed
-from ..modeling.inference import evaluating
+from ..modeling.inference import evaluating, without_cache
 from .windows import Windows, text_windows, with_windows
 
 BATCH = 8
@@ -147,9 +146,7 @@ class WholeReader:
 
     def run(self, inputs: Mapping[str, Tensor]) -> Tensor:
         """The model's first output for all windows, ``(windows, …)`` in float32 on the CPU."""
-        settings = {}
-        if "use_cache" in inspect.signature(self.model.forward).parameters:
-            settings["use_cache"] = False
+        settings = without_cache(self.model)
         outputs = []
         with evaluating(self.model), torch.inference_mode():
             for start in range(0, len(inputs["input_ids"]), BATCH):

@@ -107,8 +107,8 @@ class CompressionReport:
 # ---- quantisation
 
 
-def _quantised(source: CompressionInput, config: Callable[[Any], Any]) -> Compressed:
-    """The model with quantised weights. ``config`` gets the module ``torchao.quantization``, and returns a config."""
+def _quantised(source: CompressionInput, config: str) -> Compressed:
+    """The model with quantised weights. ``config``: name of a config class in ``torchao.quantization``."""
     with quiet_libraries():
         from torchao import quantization
     from transformers import TorchAoConfig
@@ -128,7 +128,7 @@ def _quantised(source: CompressionInput, config: Callable[[Any], Any]) -> Compre
     model = source.model
     check_linear_layers(model)
     settings = TorchAoConfig(
-        config(quantization), modules_to_not_convert=[r".*long_attention", *heads_of_model(model)]
+        getattr(quantization, config)(), modules_to_not_convert=[r".*long_attention", *heads_of_model(model)]
     )
     with checkpoint_errors(f"torchao cannot quantise {type(model).__name__}"):
         quantised = source.load(source.folder, quantization_config=settings, dtype=torch.bfloat16)
@@ -172,14 +172,14 @@ def check_linear_layers(model: Any) -> None:
 
 def int8(source: CompressionInput) -> Compressed:
     """Quantise weights to 8 bits. In every call, inputs are also quantised to 8 bits, with a scale for each token."""
-    compressed = _quantised(source, lambda quantization: quantization.Int8DynamicActivationInt8WeightConfig())
+    compressed = _quantised(source, "Int8DynamicActivationInt8WeightConfig")
     warn_of_overflow(compressed.model)  # warnings were hidden while the model was loaded
     return compressed
 
 
 def int8_weight_only(source: CompressionInput) -> Compressed:
     """Quantise weights to 8 bits. Products are computed in bf16."""
-    return _quantised(source, lambda quantization: quantization.Int8WeightOnlyConfig())
+    return _quantised(source, "Int8WeightOnlyConfig")
 
 
 def bf16(source: CompressionInput) -> Compressed:

@@ -69,13 +69,11 @@ class TorchGraphs(DynamoExporter):
 class OnnxGraphs(OnnxExporter, TorchGraphs):
     """ONNX graphs with attention and feed-forward networks in blocks."""
 
-    def exported(
-        self, module: nn.Module, example: dict[str, Tensor], max_length: int, opset: int | None = None
-    ) -> Any:
+    def exported(self, *args: Any, **kwargs: Any) -> Any:
         from . import onnx_blocks
 
         with onnx_blocks.MarkedAttention():
-            model = super().exported(module, example, max_length, opset)
+            model = super().exported(*args, **kwargs)
         onnx_blocks.divide_attention(model)
         onnx_blocks.divide_feed_forward(model.graph)
         return model

@@ -15,6 +15,7 @@ import traceback
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,7 @@ from ..modeling.family.plain_spec import reads_only_text
 from ..modeling.family.registration import auto_mapping
 from ..modeling.family.sliding_window import with_base_windows
 from ..modeling.generic import check_class, family_in
+from ..modeling.inference import without_cache
 from ..names import BACKEND
 from ..reports import FAILED, Check, Difference, equality
 
@@ -404,9 +406,7 @@ class ModelGraph(nn.Module):
     ) -> None:
         super().__init__()
         self.model: Any = model
-        self.fixed: dict[str, Any] = {"return_dict": True}
-        if "use_cache" in inspect.signature(model.forward).parameters:
-            self.fixed["use_cache"] = False
+        self.fixed = {"return_dict": True, **without_cache(model)}
         self.words, self.names, self.pooling = words, names, pooling
 
     def forward(self, **inputs: Tensor) -> dict[str, Tensor]:
@@ -476,24 +476,24 @@ def runner(file: Path, outputs: tuple[str, ...], format: str) -> Runner:
 
         precise = {"INFERENCE_PRECISION_HINT": "f32"}
         compiled = openvino.compile_model(file, "CPU", precise)
+        taken = {name for value in compiled.inputs for name in value.get_names()}
 
-        def run_openvino(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-            taken = {name for value in compiled.inputs for name in value.get_names()}
-            found = compiled({name: value.numpy() for name, value in inputs.items() if name in taken})
-            return {name: torch.from_numpy(found[name].copy()) for name in outputs}
+        def values_of(arrays: dict[str, Any]) -> list[Any]:
+            found = compiled(arrays)
+            return [found[name].copy() for name in outputs]
+    else:
+        import onnxruntime
 
-        return run_openvino
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
-    taken = {value.name for value in session.get_inputs()}
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        options.log_severity_level = 3
+        session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+        taken = {value.name for value in session.get_inputs()}
+        values_of = partial(session.run, list(outputs))
 
     def run(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         # unused inputs are removed from the graph
         arrays = {name: value.numpy() for name, value in inputs.items() if name in taken}
-        return dict(zip(outputs, map(torch.from_numpy, session.run(list(outputs), arrays)), strict=True))
+        return dict(zip(outputs, map(torch.from_numpy, values_of(arrays)), strict=True))
 
     return run

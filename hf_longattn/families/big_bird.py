@@ -17,7 +17,7 @@ from transformers.models.big_bird.modeling_big_bird import BigBirdSelfAttention
 
 from ..configuration import LongAttentionConfig
 from ..memory.decode_cache import take_cache
-from ..modeling.attach.custom_attention import OnTheInterface, attend_by_config, split_heads
+from ..modeling.attach.custom_attention import OnTheInterface, attend_by_config, by_head
 from ..modeling.classes import Family
 from ..modeling.family.definition import PositionTable
 from ..modeling.family.long_config import LongConfig
@@ -98,8 +98,8 @@ class LongBigBirdSelfAttention(BigBirdSelfAttention):
         source = hidden_states
         if self.is_cross_attention and encoder_hidden_states is not None:
             source = encoder_hidden_states
-        inputs = ((self.query, hidden_states), (self.key, source), (self.value, source))
-        query, key, value = (split_heads(self, projection(states)) for projection, states in inputs)
+        (query,) = by_head(hidden_states, self.attention_head_size, self.query)
+        key, value = by_head(source, self.attention_head_size, self.key, self.value)
         cache = take_cache(kwargs)
         if cache is not None and not self.is_cross_attention:  # cross-attention keys are not cached
             key, value = cache.update(key, value, self.layer_idx)

@@ -18,7 +18,7 @@ from transformers.models.bigbird_pegasus.modeling_bigbird_pegasus import (
     eager_attention_forward,
 )
 
-from ..modeling.attach.custom_attention import OnTheInterface, attend_by_config, split_heads
+from ..modeling.attach.custom_attention import OnTheInterface, attend_by_config, by_head
 from ..modeling.classes import Family
 from ..modeling.family.definition import PositionTable
 from ..modeling.family.long_config import LongEncoderDecoderConfig
@@ -59,9 +59,7 @@ class LongBigBirdPegasusSelfAttention(BigBirdPegasusSelfAttention):
     def forward(
         self, hidden_states: Tensor, attention_mask: Tensor | None = None, **kwargs: Any
     ) -> tuple[Tensor, Tensor | None]:
-        query, key, value = (
-            split_heads(self, projection(hidden_states)) for projection in (self.query, self.key, self.value)
-        )
+        query, key, value = by_head(hidden_states, self.attention_head_size, self.query, self.key, self.value)
         return attend_by_config(self, eager_attention_forward, query, key, value, attention_mask, **kwargs)
 
 

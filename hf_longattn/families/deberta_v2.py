@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
-from transformers.masking_utils import bidirectional_mask_function
 from transformers.models.deberta_v2.configuration_deberta_v2 import DebertaV2Config
 from transformers.models.deberta_v2.modeling_deberta_v2 import (
     ConvLayer,
@@ -26,9 +25,9 @@ from transformers.models.deberta_v2.modeling_deberta_v2 import (
 from ..engines.batch import in_graph
 from ..engines.score_terms import DistanceTerm
 from ..errors import OptionError
-from ..modeling.attach.attention_sites import layer_mechanisms
-from ..modeling.attach.custom_attention import OnTheBackend, attend_by_mechanism, split_heads
-from ..modeling.backend import mechanism_mask
+from ..modeling.attach.custom_attention import OnTheBackend, attend_by_mechanism, by_head
+from ..modeling.attach.global_mask import takes_globals
+from ..modeling.backend import mask_of_encoder
 from ..modeling.classes import Family
 from ..modeling.family.definition import PositionTable
 from ..modeling.family.long_config import LongEncoderConfig, runs_mechanisms
@@ -88,7 +87,7 @@ class GlobalsInTheMask(OnTheBackend):
             # If the head has annotated the mask, take the padding and the global tokens out of it.
             if annotated and isinstance(self, LongBaseModelMixin) and arguments.get(GLOBALS) is None:
                 if in_graph():  # values cannot be read
-                    has_globals = any(mechanism.capabilities.takes_globals for mechanism in layer_mechanisms(self))
+                    has_globals = takes_globals(self)
                 else:
                     has_globals = bool((mask > 1).any())
                 arguments[MASK] = padding_mask(mask)
@@ -153,14 +152,7 @@ class LongDebertaV2Encoder(DebertaV2Encoder):
         ``None`` if all tokens are real. If no mechanism runs, the base's N×N mask."""
         if not runs_mechanisms(self):
             return super().get_attention_mask(attention_mask)
-        length = attention_mask.shape[-1]
-        padding = mechanism_mask(
-            len(attention_mask),
-            length,
-            length,
-            mask_function=bidirectional_mask_function,
-            attention_mask=attention_mask != 0,
-        )
+        padding = mask_of_encoder(attention_mask)
         return MaskOfLayers(padding, attention_mask > 1) if attention_mask.dtype == ANNOTATED else padding
 
     def get_rel_pos(
@@ -210,8 +202,8 @@ class LongDisentangledSelfAttention(DisentangledSelfAttention):
             kwargs["global_attention_mask"] = attention_mask.tokens
             attention_mask = attention_mask.padding
         q_states = hidden_states if query_states is None else query_states
-        inputs = ((self.query_proj, q_states), (self.key_proj, hidden_states), (self.value_proj, hidden_states))
-        query, key, value = (split_heads(self, projection(states)) for projection, states in inputs)
+        (query,) = by_head(q_states, self.attention_head_size, self.query_proj)
+        key, value = by_head(hidden_states, self.attention_head_size, self.key_proj, self.value_proj)
         kinds = [kind for kind in ("c2p", "p2c") if kind in self.pos_att_type]
         scaling = (self.attention_head_size * (1 + len(kinds))) ** -0.5
         terms = None
@@ -240,7 +232,7 @@ class LongDisentangledSelfAttention(DisentangledSelfAttention):
         """
         projections = ("key_proj", "query_proj") if self.share_att_key else ("pos_key_proj", "pos_query_proj")
         by_query, by_key = (
-            split_heads(self, getattr(self, projection)(places)) if kind in kinds else None
+            by_head(places, self.attention_head_size, getattr(self, projection))[0] if kind in kinds else None
             for kind, projection in zip(("c2p", "p2c"), projections, strict=True)
         )
         if by_key is not None and self.long_attention.options.pools_keys():

@@ -16,7 +16,7 @@ from transformers.models.mpnet.modeling_mpnet import MPNetEncoder, MPNetSelfAtte
 from ..engines.score_terms import DistanceBias
 from ..errors import OptionError
 from ..modeling.attach.attention_sites import layer_mechanisms
-from ..modeling.attach.custom_attention import OnTheBackend, attend_by_mechanism, split_heads
+from ..modeling.attach.custom_attention import OnTheBackend, attend_by_mechanism, by_head
 from ..modeling.classes import Family, long_config
 from ..modeling.family.definition import PositionTable
 from ..modeling.family.long_config import LongEncoderConfig, runs_mechanisms
@@ -56,7 +56,7 @@ class LongMPNetSelfAttention(MPNetSelfAttention):
     ) -> tuple[Tensor | None, ...]:
         if not runs_mechanisms(self):
             return super().forward(hidden_states, attention_mask, position_bias, output_attentions, **kwargs)
-        query, key, value = (split_heads(self, projection(hidden_states)) for projection in (self.q, self.k, self.v))
+        query, key, value = by_head(hidden_states, self.attention_head_size, self.q, self.k, self.v)
         output, weights = attend_by_mechanism(
             self, query, key, value, attention_mask, position_bias=position_bias, output_attentions=output_attentions
         )

@@ -20,7 +20,7 @@ from transformers.models.wav2vec2_bert.modeling_wav2vec2_bert import (
 
 from ..engines.score_terms import DistanceTerm
 from ..mechanisms.common.capabilities import largest_distances
-from ..modeling.attach.custom_attention import ModuleMixin, OnTheBackend, attend_by_mechanism, replacing
+from ..modeling.attach.custom_attention import ModuleMixin, OnTheBackend, attend_by_mechanism, by_head, replacing
 from ..modeling.attach.sound_chunks import FramesInChunks
 from ..modeling.classes import Family, long_config
 from ..modeling.family.audio_spec import AudioSpec, LongAudioConfig
@@ -65,12 +65,12 @@ class ConformerAttention(ModuleMixin):
         rotated = hidden_states
         if self.position_embeddings_type == "rotary":
             rotated = turned_states(self, hidden_states, relative_position_embeddings)
-        inputs = ((self.linear_q, rotated), (self.linear_k, rotated), (self.linear_v, hidden_states))
-        query, key, value = (self._heads(projection(states)).transpose(1, 2) for projection, states in inputs)
+        query, key = by_head(rotated, self.head_size, self.linear_q, self.linear_k)
+        (value,) = by_head(hidden_states, self.head_size, self.linear_v)
         term = None
         if self.position_embeddings_type == "relative":
             back, ahead = largest_distances(self.long_attention, query.shape[2], key.shape[2], False)
-            table = self._heads(self.linear_pos(relative_position_embeddings(back, ahead))).transpose(0, 1)
+            (table,) = by_head(relative_position_embeddings(back, ahead), self.head_size, self.linear_pos)
             term = DistanceTerm((query + self.pos_bias_v[:, None]) * self.scaling, table, ahead, key)
             query = query + self.pos_bias_u[:, None]
         elif self.position_embeddings_type == "relative_key":
@@ -80,10 +80,6 @@ class ConformerAttention(ModuleMixin):
             self, query, key, value, attention_mask, scaling=self.scaling, position_bias=term, **kwargs
         )
         return self.linear_out(output), weights
-
-    def _heads(self, projected: Tensor) -> Tensor:
-        """``(…, C)`` -> ``(…, H, D)``."""
-        return projected.unflatten(-1, (-1, self.head_size))
 
 
 def turned_states(module: Any, states: Tensor, positions: Any) -> Tensor:

@@ -11,14 +11,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.masking_utils import bidirectional_mask_function
 from transformers.models.wavlm.configuration_wavlm import WavLMConfig
 from transformers.models.wavlm.modeling_wavlm import WavLMAttention, WavLMFeatureEncoder, WavLMFeedForward
 
 from ..engines.score_terms import DistanceTerm
 from ..modeling.attach.custom_attention import OnTheBackend, attend_by_mechanism, by_head, replacing
 from ..modeling.attach.sound_chunks import FeatureEncoderInChunks, FramesInChunks
-from ..modeling.backend import mechanism_mask
+from ..modeling.backend import mask_of_encoder
 from ..modeling.classes import Family, long_config
 from ..modeling.family.audio_spec import WAV2VEC2, LongAudioConfig
 from ..modeling.family.long_config import runs_mechanisms
@@ -65,10 +64,7 @@ class LongWavLMAttention(WavLMAttention):
         query, key, value = by_head(hidden_states, self.head_dim, self.q_proj, self.k_proj, self.v_proj)
         term = DistanceTerm(self.gates(hidden_states), biases()[..., None], self.max_distance, key)
         if attention_mask is not None:
-            batch, length = attention_mask.shape
-            attention_mask = mechanism_mask(
-                batch, length, length, mask_function=bidirectional_mask_function, attention_mask=attention_mask.bool()
-            )
+            attention_mask = mask_of_encoder(attention_mask)
         output, weights = attend_by_mechanism(
             self,
             query,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,20 +24,13 @@ from ..loading import load_weights
 from ..mechanisms.common.layout import full_pairs
 from ..mechanisms.common.masked import needs_training_by
 from ..modeling.attach.attention_sites import layer_mechanisms
-from ..modeling.family.definition import FAMILIES, length_before_conversion, longest_input
+from ..modeling.family.definition import known_family, length_before_conversion, longest_input
 from ..positions.trained_distances import TILE
 from .candidates import Candidate, read_candidates, reading_of, usual_candidates
 from .diagnosis import Diagnosis, LengthDiagnosis, stack_heads
 from .layer_attention import LayerAttention, LayerDiagnosis, RowSums, sampled_rows
 from .texts import TextIds
-from .watching import (
-    is_causal,
-    run_stack,
-    tower_of_texts,
-    watched_inputs,
-    watched_stack,
-    watching,
-)
+from .watching import is_causal, tower_of_texts, watch, watched_inputs, watched_stack
 
 LENGTHS = (512, 1024, 2048, 4096, 8192)
 """Default lengths in tokens. Lengths beyond the model's maximum or the text are left out."""
@@ -150,8 +143,7 @@ def diagnose(
         progress(f"{length:,} tokens")
         start = time.perf_counter()
         layers = MeasuredLayers(chosen, reasons, sampled_rows(length, queries))
-        with watching(stack, layers.see):
-            run_stack(stack, source.plain(length))
+        watch(stack, source.plain(length), layers.see)
         measured.append(layers.at_length(length, causal, time.perf_counter() - start))
     problems = untrained(stack, layers, causal)  # they depend on the model, but not on the measured length
 
@@ -228,7 +220,7 @@ def untrained(stack: PreTrainedModel, layers: MeasuredLayers, causal: bool) -> d
     Candidates that need no training are left out.
     """
     config: Any = stack.config
-    family = FAMILIES.get(getattr(config, "base_model_type", config.model_type))
+    family = known_family(config)
     limit = longest_input(config)
     if limit is None or family is None or not any(table.learned for table in family.position_tables):
         return {}
@@ -272,33 +264,31 @@ def captured_mass(
     reasons = dict[str, str]()
     stack, arguments, grid, length = watched_inputs(model, ids)
     layers = MeasuredLayers(chosen, reasons, sampled_rows(length, queries, seed), grid)
-    with watching(stack, layers.see):
-        run_stack(stack, arguments)
+    watch(stack, arguments, layers.see)
     return CapturedMass(tuple(chosen), stack_heads([layer.captured for layer in layers.means()]), reasons)
 
 
+@dataclass(eq=False)
 class MeasuredLayers:
     """Sums of the numbers of every layer, over the queries of a forward pass.
 
-    Args:
+    Attributes:
         reasons: candidate as text -> why it is not applicable. New reasons are added.
         rows: indices of the queries to measure.
         grid: grid of the tokens of an image.
-
-    Attributes:
         sums: number of a layer -> its sums.
         shape: number of heads, and width of a head.
     """
 
-    def __init__(
-        self, candidates: Sequence[Candidate], reasons: dict[str, str], rows: Tensor, grid: Grid | None = None
-    ) -> None:
-        self.candidates, self.reasons, self.rows, self.grid = candidates, reasons, rows, grid
-        self.sums: dict[int, RowSums] = {}
-        self.shape = (1, 1)
+    candidates: Sequence[Candidate]
+    reasons: dict[str, str]
+    rows: Tensor
+    grid: Grid | None = None
+    sums: dict[int, RowSums] = field(default_factory=dict)
+    shape: tuple[int, int] = (1, 1)
 
     def see(self, number: int, layer: LayerAttention) -> None:
-        """Add the queries of layer ``number``. :func:`.watching.watching` calls this for every layer."""
+        """Add the queries of layer ``number``. :func:`.watching.watch` calls this for every layer."""
         layer = replace(layer, call=layer.call.replace(grid=self.grid))
         readings: list[Any] = []
         for candidate in self.candidates:

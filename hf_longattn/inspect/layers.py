@@ -355,7 +355,7 @@ def planned_length(checkpoint: Inspection) -> int:
     grid: Any = checkpoint.inputs.new.grid
     if grid is not None:
         return int(grid.length)
-    exact_lengths = [getattr(mechanism.options, "exact_length", None) or 0 for mechanism in checkpoint.mechanisms]
+    exact_lengths = [mechanism.options.exact_length or 0 for mechanism in checkpoint.mechanisms]
     exact_length = max(exact_lengths, default=0)
     length = LONGEST
     if LONGEST <= exact_length < MAX_PLANNED:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import inspect
 import itertools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -27,19 +26,19 @@ from ..mechanisms import Mechanism
 from ..mechanisms.common.registry import mechanism_from
 from ..mechanisms.common.shared_options import full_of
 from ..modeling.attach.attachment import attach_mechanisms
-from ..modeling.attach.attention_sites import AttentionSite, attention_sites, layer_mechanisms
+from ..modeling.attach.attention_sites import AttentionSite, layer_mechanisms, self_attention
 from ..modeling.attach.memory_tokens import recursion_of
 from ..modeling.backend import BACKEND
 from ..modeling.classes import check_interface
 from ..modeling.family.definition import known_family, without_head
 from ..modeling.family.grid_spec import INTERPOLATE_ARGUMENT, PIXELS
-from ..modeling.family.long_config import attention_implementation
+from ..modeling.family.long_config import attention_implementation, keeps_own_attention
 from ..modeling.family.plain_spec import text_tower
 from ..modeling.family.registration import MULTIMODAL_TYPE
 from ..modeling.family.sliding_window import FULL, SLIDING, base_attention, own_windows
 from ..modeling.generic import stacks_of, towers_of
 from ..modeling.grids import grid_spec
-from ..modeling.inference import evaluating
+from ..modeling.inference import evaluating, without_cache
 from ..positions.relative import SinkPositions
 from .layer_attention import LayerAttention
 
@@ -161,23 +160,24 @@ def watched_inputs(
     return stack, arguments, grid, grid.length
 
 
-@contextlib.contextmanager
-def watching(stack: PreTrainedModel, see: See) -> Iterator[None]:
-    """Within the context, every forward pass of ``stack`` calls ``see`` for each layer, before the layer's attention.
+def watch(stack: PreTrainedModel, inputs: Any, see: See) -> None:
+    """Run a forward pass of ``stack`` without gradients, which calls ``see`` for each layer before its attention.
 
     The attention that ``see`` gets is a softmax over all keys that the base model's own attention sees.
 
     Args:
         stack: a stack from :func:`watched_stack`.
+        inputs: token ids ``(N,)``, which are read without a cache, or the arguments of the stack by name.
     """
-    with evaluating(stack), with_mechanisms(stack):
+    if isinstance(inputs, Tensor):
+        inputs = {"input_ids": inputs[None], **without_cache(stack)}
+    arguments = dict(inputs)
+    for name, value in arguments.items():
+        if isinstance(value, Tensor):
+            arguments[name] = value.to(stack.device)
+    with evaluating(stack), with_mechanisms(stack), torch.no_grad():
         base = _base_attention(stack)
-        layer_numbers = itertools.count()
-
-        def start(module: nn.Module, args: Any) -> None:
-            """Before a forward pass: count layers from 0. They are counted as they run, because ALBERT's share one."""
-            nonlocal layer_numbers
-            layer_numbers = itertools.count()
+        layer_numbers = itertools.count()  # counted as they run, because ALBERT's layers share one module
 
         def hook(site: AttentionSite, mechanism: Any, args: tuple[Tensor, Tensor, Tensor, AttentionCall]) -> None:
             """Before the attention of a layer: call ``see``."""
@@ -199,46 +199,24 @@ def watching(stack: PreTrainedModel, see: See) -> Iterator[None]:
                 relative = None
             see(next(layer_numbers), LayerAttention(q, k, call, relative, within, site.name, mechanism.name))
 
-        handles = [stack.register_forward_pre_hook(start)]
+        handles = []
         try:
-            for site in _sites(stack):
+            for site in self_attention(stack):
                 if not isinstance(site.mechanism, Mechanism):
                     raise BackendError(
                         f"{site.name} of {type(stack).__name__} has no mechanism, so its attention cannot be watched."
                     )
                 for mechanism in filter(None, (site.mechanism, full_of(site.mechanism))):
                     handles.append(mechanism.register_forward_pre_hook(functools.partial(hook, site), prepend=True))
-            yield
+            stack(**arguments)
         finally:
             for handle in handles:
                 handle.remove()
 
 
-def run_stack(stack: PreTrainedModel, inputs: Any) -> None:
-    """Run a forward pass without gradients.
-
-    ``inputs`` are token ids ``(N,)``, which are read without a cache, or the arguments of the stack by name.
-    """
-    if isinstance(inputs, Tensor):
-        inputs = {"input_ids": inputs[None]}
-        if "use_cache" in inspect.signature(stack.forward).parameters:
-            inputs["use_cache"] = False
-    arguments = dict(inputs)
-    for name, value in arguments.items():
-        if isinstance(value, Tensor):
-            arguments[name] = value.to(stack.device)
-    with torch.no_grad():
-        stack(**arguments)
-
-
 def is_causal(stack: PreTrainedModel) -> bool:
     """Whether a self-attention layer of the stack is causal."""
-    return any(site.causal for site in _sites(stack))
-
-
-def _sites(stack: nn.Module) -> list[AttentionSite]:
-    """The self-attention modules of the stack."""
-    return [site for site in attention_sites(stack) if not site.cross]
+    return any(site.causal for site in self_attention(stack))
 
 
 def _base_attention(stack: PreTrainedModel) -> LongAttentionConfig:
@@ -256,13 +234,12 @@ def with_mechanisms(stack: PreTrainedModel) -> Iterator[None]:
     A model that already has mechanisms is not changed.
     """
     if layer_mechanisms(stack):
-        implementations = {attention_implementation(getattr(site.module, "config", None)) for site in _sites(stack)}
-        others = implementations - {None, BACKEND}
-        if others:
-            raise BackendError(
-                f"{type(stack).__name__} attends by {min(map(str, others))!r}, not by its mechanisms; call "
-                f"model.set_attn_implementation({BACKEND!r}) first."
-            )
+        for site in self_attention(stack):
+            if keeps_own_attention(site.module):
+                raise BackendError(
+                    f"{type(stack).__name__} attends by {attention_implementation(site.module.config)!r}, not by its "
+                    f"mechanisms; call model.set_attn_implementation({BACKEND!r}) first."
+                )
         yield
         return
     before = [(part, attention_implementation(part.config)) for part in stacks_of(stack)]
@@ -271,7 +248,7 @@ def with_mechanisms(stack: PreTrainedModel) -> Iterator[None]:
         for part, _ in before:
             part.set_attn_implementation(BACKEND)
         for site in sites:
-            if attention_implementation(getattr(site.module, "config", None)) not in (None, BACKEND):
+            if keeps_own_attention(site.module):
                 raise BackendError(
                     f"{type(stack).__name__} keeps its own attention in {site.name}, so it cannot be watched."
                 )

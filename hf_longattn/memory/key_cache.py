@@ -172,10 +172,3 @@ def slot_columns(layer: StaticLayer, q_len: int, kv_len: int) -> Columns:
         return queries, keys
 
     return Columns((layout, kv_len), find)
-
-
-def in_text_order(layer: StaticWindowLayer, k: Tensor, v: Tensor, q_len: int) -> tuple[Tensor, Tensor]:
-    """A ring's keys and values in text order, without empty slots. Waits for the device."""
-    _, columns = slot_columns(layer, q_len, k.shape[2]).find()
-    order = columns.argsort()[: int((columns < NO_TOKEN).sum())]
-    return k[:, :, order], v[:, :, order]

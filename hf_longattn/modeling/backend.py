@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import sys
+from collections.abc import Collection
 from typing import Any, Literal
 
 import torch
@@ -29,11 +30,11 @@ from ..errors import BackendError, InputError
 from ..functional import check_trace, run_batch
 from ..mechanisms.common.base import Mechanism, attention_weights
 from ..mechanisms.common.capabilities import keys_per_query
-from ..mechanisms.common.masked import Columns, MaskedMechanism, steps_by_mask
+from ..mechanisms.common.masked import NO_TOKEN, Columns, MaskedMechanism, steps_by_mask
 from ..mechanisms.common.shared_options import for_length
 from ..memory.attention_cache import AttentionCacheLayer, unread_cache
 from ..memory.decode_cache import READS_PROMPT
-from ..memory.key_cache import GrowingWindowLayer, StaticWindowLayer, in_text_order, slot_columns, tokens_in
+from ..memory.key_cache import GrowingWindowLayer, StaticWindowLayer, slot_columns, tokens_in
 from ..names import BACKEND, warn_missing
 from .declared import AnyMask, DeclaredMask
 from .keywords import (
@@ -182,6 +183,15 @@ def mechanism_mask(
         return for_one_pass(attention_mask, {0: None})
     # _with_keys looks up the batch of all keys under 0
     return for_one_pass(attention_mask, {0: Batch(attention_mask.bool(), host_mask=real)})
+
+
+def mask_of_encoder(padding: Tensor) -> Tensor | None:
+    """The result of :func:`mechanism_mask` for an encoder whose base passes the mask ``(B, N)``, 1 = real, to its
+    layers as it is (WavLM, DeBERTa-v2)."""
+    batch, length = padding.shape
+    return mechanism_mask(
+        batch, length, length, mask_function=masking.bidirectional_mask_function, attention_mask=padding != 0
+    )
 
 
 def _on_the_interface(config_class: type[Any]) -> bool:
@@ -364,13 +374,18 @@ def weights_requested(kwargs: dict[str, Any], by_default: bool = False) -> bool:
         requested = by_default
     if requested or kwargs.get(COLLECT_WEIGHTS):
         return True
+    names = collected_outputs()
+    return bool(names) and any("attentions" in name for name in names)
+
+
+def collected_outputs() -> Collection[str] | None:
+    """Names of the outputs that transformers collects from the layers of the running model; ``None`` if unknown."""
     active = getattr(output_capturing, "_active_collector", None)
     if active is None:
         if not torch.compiler.is_compiling():
             warn_missing("attentions_collected")
-        return False
-    collector = active.global_var if torch.compiler.is_compiling() else active.get()
-    return bool(collector) and any("attentions" in name for name in collector)
+        return None
+    return (active.global_var if torch.compiler.is_compiling() else active.get()) or ()
 
 
 def _read(
@@ -649,7 +664,10 @@ def _filled(
         on_device = total
         total = int(on_device) if mask is None else cached_on(mask, "tokens", lambda: int(on_device))
     if isinstance(layer, StaticWindowLayer) and kv_len != q_len:
-        key, value = in_text_order(layer, key, value, q_len)
+        # a ring: keys and values in text order, without empty slots
+        _, columns = slot_columns(layer, q_len, kv_len).find()
+        order = columns.argsort()[: int((columns < NO_TOKEN).sum())]
+        key, value = key[:, :, order], value[:, :, order]
     elif kv_len > total:
         key, value = key[:, :, :total], value[:, :, :total]
     if mask is None:

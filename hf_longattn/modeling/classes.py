@@ -125,8 +125,6 @@ def make_classes(family: Family) -> dict[str, type[PreTrainedModel]]:
     Raises:
         BackendError: the base of the installed transformers is not on the AttentionInterface.
     """
-    from transformers import PreTrainedModel
-
     from .attach.weights import register_loading
     from .mixin import LongDecoderMixin, LongStackMixin
 
@@ -149,7 +147,7 @@ def make_classes(family: Family) -> dict[str, type[PreTrainedModel]]:
             base = getattr(importlib.import_module(f"{package}.modeling_{package.rpartition('.')[2]}"), base_name)
         else:
             base = family.base_class(base_name)
-        if not isinstance(base, type) or not issubclass(base, PreTrainedModel):
+        if not is_model_class(base):
             continue
         classes[long_name] = _make(family, base, long_name, mixins.get(base_name, usual))
         # tables are extended for the base model, and for an encoder-decoder's ForCausalLM, which has the decoder alone

@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 import transformers
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 
 from ..configuration import LongAttentionConfig
-from ..errors import BackendError, CheckpointError, OptionError, checkpoint_errors, listed, nearest
+from ..errors import BackendError, CheckpointError, OptionError, checkpoint_errors, listed
 from ..files import FORMAT, FORMAT_FIELD, GENERIC_CLASS, GENERIC_TYPE, check_config, is_generic, is_long, named_class
 from ..loading import lost_head, weight_files
 from ..mechanisms.common.options import FULL_DECODING
@@ -38,9 +38,9 @@ from .backend import BACKEND
 from .classes import check_interface, is_model_class
 from .family.definition import TOWER_CONFIG, Family
 from .family.definition import family_in as named_family
-from .family.long_config import LongConfig, attention_implementation, runs_mechanisms
+from .family.long_config import LongConfig, keeps_own_attention, runs_mechanisms
 from .family.plain_spec import PlainSpec
-from .family.towers_spec import TOWERS
+from .family.towers_spec import TOWERS, check_towers
 
 OWN_STACK = "_model"
 """Suffix of the attribute of a tower that has the model's own config. It is left out of the tower's name."""
@@ -98,7 +98,7 @@ class GenericModel(LoadsMechanisms):
 
     def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
         super().__init__(config, *args, **kwargs)
-        _run_mechanisms(self, config.long_attention)
+        _run_mechanisms(self, read_attention(config.long_attention))
 
     def post_init(self) -> None:
         """Attach the mechanisms, so that transformers finds their parameters."""
@@ -146,8 +146,11 @@ class PlainFamily(Family):
     @cached_property
     def model_classes(self) -> dict[str, str]:
         """Name of every model class that the base's package exports -> name of its class with mechanisms."""
-        exported = {name: getattr(transformers, name, None) for name in dir(sys.modules[self.base_package])}
-        return {name: f"{GENERIC_CLASS}{name}" for name, value in exported.items() if is_model_class(value)}
+        return {
+            name: f"{GENERIC_CLASS}{name}"
+            for name in dir(sys.modules[self.base_package])
+            if is_model_class(getattr(transformers, name, None))
+        }
 
     def model_class(self, name: str) -> type[Any]:
         return class_for_auto(name)
@@ -258,9 +261,7 @@ def mark_generic(config: Any, attention: ModelAttention) -> None:
         config.__class__ = _generic_class(base)
 
 
-def read_attention(
-    chosen: Mapping[str, Any] | LongAttentionConfig,
-) -> LongAttentionConfig | dict[str, LongAttentionConfig]:
+def read_attention(chosen: Mapping[str, Any] | LongAttentionConfig) -> ModelAttention:
     """Parse a ``long_attention``. Returns the attention of a model, or of each tower by name.
 
     Raises:
@@ -311,9 +312,8 @@ def set_implementation(part: PreTrainedModel, implementation: str | None, *, is_
         stack.set_attn_implementation({"": implementation} if is_tower else implementation)
 
 
-def stacks_of(model: PreTrainedModel) -> list[PreTrainedModel]:
-    """The model itself, and those of its modules that are models of transformers, too. Each may have its own
-    config."""
+def stacks_of(model: nn.Module) -> list[PreTrainedModel]:
+    """The model itself and those of its modules that are models of transformers. Each may have its own config."""
     return [module for module in model.modules() if isinstance(module, PreTrainedModel)]
 
 
@@ -323,11 +323,7 @@ def _parts(model: PreTrainedModel, attention: ModelAttention) -> list[tuple[PreT
     if isinstance(attention, LongAttentionConfig):
         return [(model, attention)]
     towers = towers_of(model)
-    if unknown := [name for name in attention if name not in towers]:
-        known = f"its towers are {' and '.join(towers)}" if towers else "it has one stack; give the mechanism alone"
-        raise OptionError(
-            f"A {type(model).__name__} has no tower {unknown[0]!r}; {known}.{nearest(unknown[0], towers)}"
-        )
+    check_towers(attention, [*towers], type(model).__name__)
     return [(towers[name], tower_attention) for name, tower_attention in attention.items()]
 
 
@@ -389,40 +385,39 @@ def enable_long_attention(
             )
         model.set_attn_implementation(BACKEND)
         return model
-    _attach(model, read_attention(long_attention))
-    return _run_mechanisms(model, long_attention)
+    attention = read_attention(long_attention)
+    _attach(model, attention)
+    _run_mechanisms(model, attention)
+    return model
 
 
-def _run_mechanisms(model: Model, long_attention: Mapping[str, Any] | LongAttentionConfig) -> Model:
-    """Make ``model`` run its attached mechanisms, and store them in its config. Returns the model.
+def _run_mechanisms(model: Any, attention: ModelAttention) -> None:
+    """Make ``model`` run its attached mechanisms, and store them in its config.
 
     Raises:
         BackendError: a part of the model cannot switch to ``longattn``, or a mechanism has memory tokens.
     """
-    chosen = read_attention(long_attention)
-    parts = [part for part, _ in _parts(model, chosen)]
-    sites = [site for part in parts for site in attention_sites(part)]
     if recursion_of(model) is not None:
         raise BackendError(
             "A mechanism with memory tokens passes them through a whole model, which only Long classes do; "
             "load the checkpoint with a Long class and long_attention in its config, or choose another mechanism."
         )
-    for part in parts:
+    for part, _ in _parts(model, attention):
         set_implementation(part, BACKEND, is_tower=part is not model)
         for stack in stacks_of(part):  # an encoder and a decoder may have separate configs
             hook_grid(stack)
-    for site in sites:
-        if attention_implementation(getattr(site.module, "config", None)) not in (None, BACKEND):
-            raise BackendError(
-                f"{type(model).__name__} keeps its own attention in {site.name}, so it cannot be replaced; "
-                "set attn_implementation='longattn' on the config of that part yourself, or leave this model as it is."
-            )
+        for site in attention_sites(part):
+            if keeps_own_attention(site.module):
+                raise BackendError(
+                    f"{type(model).__name__} keeps its own attention in {site.name}, so it cannot be replaced; "
+                    "set attn_implementation='longattn' on the config of that part yourself, or leave this model as "
+                    "it is."
+                )
     model.register_forward_pre_hook(_check_globals, with_kwargs=True)
     if any(getattr(layer.options, FULL_DECODING, None) for layer in layer_mechanisms(model)):
         # ``generate`` has to tell the mechanisms apart pieces of a prompt and generated tokens
         model._prefill = partial(_prefill, model)
-    mark_generic(model.config, chosen)
-    return model
+    mark_generic(model.config, attention)
 
 
 def _prefill(

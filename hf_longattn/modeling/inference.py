@@ -13,6 +13,7 @@ there (``scripts/dev/benchmarks/half_weights.py``).
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache, partial
@@ -72,6 +73,12 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes:
             module.training = training
+
+
+def without_cache(model: nn.Module) -> dict[str, Any]:
+    """The argument with which ``forward`` fills no decode cache. Empty if it takes no such argument."""
+    takes_cache = "use_cache" in inspect.signature(model.forward).parameters
+    return {"use_cache": False} if takes_cache else {}
 
 
 def optimize_for_inference(model: Model, precision: str) -> Model:
@@ -250,15 +257,9 @@ def _round_to_bf16(model: PreTrainedModel) -> None:
     """Round parameters and buffers as ``from_pretrained(dtype=torch.bfloat16)`` does. Rotary frequencies and others
     stay in float32."""
     float32_modules = getattr(model, "_keep_in_fp32_modules_strict", None) or ()
-    for name, parameter in model.named_parameters():
-        if parameter.is_floating_point() and not any(part in float32_modules for part in name.split(".")):
-            parameter.data = parameter.data.to(torch.bfloat16)
-    for name, values in model.named_buffers():
-        if (
-            values.is_floating_point()
-            and not name.endswith(ROTARY_FREQUENCIES)
-            and not any(part in float32_modules for part in name.split("."))
-        ):
+    for name, values in (*model.named_parameters(), *model.named_buffers()):
+        stays = name.endswith(ROTARY_FREQUENCIES) or any(part in float32_modules for part in name.split("."))
+        if values.is_floating_point() and not stays:
             values.data = values.data.to(torch.bfloat16)
     for module in model.modules():
         if isinstance(module, nn.Conv2d | nn.Conv3d):  # the patch embedding gets float32 pixels from processors

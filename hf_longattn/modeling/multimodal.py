@@ -93,10 +93,6 @@ class AudioInput:
         if self.subsampling < 1 or self.subsampling & (self.subsampling - 1):
             raise OptionError(f"The frames of a token must be a power of two, such as 8, not {self.subsampling}.")
 
-    def tokens(self, frames: int) -> int:
-        """Number of tokens of a recording, including the learned first token."""
-        return 1 + -(-frames // self.subsampling)
-
 
 class LongMultimodalConfig(PreTrainedConfig):
     """The config of :class:`LongMultimodalModel`.
@@ -364,27 +360,23 @@ class LongMultimodalModel(LongMultimodalPreTrainedModel):
             BackendError: the model has no embedder for this input.
             InputError: the recordings have more tokens than the backbone reads.
         """
+        kind = "audio" if pixels is None else "images"
+        embedder = self.audio_embedder if pixels is None else self.image_embedder
+        if embedder is None:
+            raise BackendError(
+                f"This model has no embedder of {kind}; train one with longattn train multitask and a task of kind "
+                f"{kind}."
+            )
         if pixels is not None:
-            return self._embedder("image")(pixels), None
+            return embedder(pixels), None
         assert features is not None
-        embeddings, mask = self._embedder("audio")(features, mask)
+        embeddings, mask = embedder(features, mask)
         if self.longest is not None and embeddings.shape[1] > self.longest:
             raise InputError(
                 f"Audio of {features.shape[1]:,} frames is {embeddings.shape[1]:,} tokens, but the backbone reads "
                 f"{self.longest:,}; cut it, or convert the backbone with --max-length {embeddings.shape[1]}."
             )
         return embeddings, mask
-
-    def _embedder(self, name: str) -> nn.Module:
-        """The embedder "image" or "audio". Raises :class:`BackendError` if the model does not have it."""
-        embedder = getattr(self, f"{name}_embedder")
-        if embedder is None:
-            kind = "images" if name == "image" else name
-            raise BackendError(
-                f"This model has no embedder of {kind}; train one with longattn train multitask and a task of kind "
-                f"{kind}."
-            )
-        return embedder
 
 
 class LongMultimodalHead(LongMultimodalPreTrainedModel):

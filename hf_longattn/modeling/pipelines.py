@@ -29,7 +29,7 @@ class SpeechRecognitionPipeline(AutomaticSpeechRecognitionPipeline):
 
     def __init__(self, model: Any, *args: Any, **kwargs: Any) -> None:
         config = model.config
-        model_type = model.config.model_type
+        model_type = config.model_type
         config.model_type = getattr(config, "base_model_type", model_type)
         try:
             super().__init__(model, *args, **kwargs)

@@ -7,6 +7,7 @@ cache layer. Every other attention implementation raises an error on them, since
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from torch import Tensor, nn
@@ -123,11 +124,13 @@ class StreamingCache(Cache):
         return self.mechanisms[kind]
 
 
+@dataclass(eq=False)
 class StreamedKeys:
     """The keys ``(B, H, Nk, D)`` of a layer of ``cache``. Only the attention function ``longattn`` can read them."""
 
-    def __init__(self, cache: StreamingCache, layer_idx: int, keys: Tensor) -> None:
-        self.cache, self.layer_idx, self.keys = cache, layer_idx, keys
+    cache: StreamingCache
+    layer_idx: int
+    keys: Tensor
 
     def refuse(self, *args: Any, **kwargs: Any) -> NoReturn:
         """Raise :class:`BackendError`, in place of every operation of a tensor."""

@@ -11,6 +11,7 @@ import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, TypeVar
 
@@ -18,18 +19,17 @@ import torch
 import transformers.masking_utils as masking
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.utils import output_capturing
 
 from ..engines.batch import Batch, PassCache, cached_on, for_one_pass, in_graph
 from ..errors import BackendError, InputError
 from ..memory.decode_cache import find_cache
-from ..names import BACKEND, require, warn_missing
+from ..names import BACKEND, require
 from .attach.attention_sites import attention_sites
-from .backend import weights_requested
+from .backend import collected_outputs, weights_requested
 from .declared import DeclaredMask
 from .family.long_config import attention_implementation
-from .generic import enable_long_attention
-from .inference import evaluating
+from .generic import enable_long_attention, stacks_of
+from .inference import evaluating, without_cache
 
 PASS_TOKENS = 8192
 """Tokens that a layer computes at once, unless one text is longer. Untuned."""
@@ -139,6 +139,7 @@ class RealTokens(PassCache):
         return masks
 
 
+@dataclass(eq=False)
 class UnpaddedLayer:
     """The ``forward`` of a layer that computes no padding. It is set as an attribute of the layer.
 
@@ -146,8 +147,9 @@ class UnpaddedLayer:
     own: the layer's previous attribute ``forward``, if it had one; a hook of accelerate, for example.
     """
 
-    def __init__(self, layer: nn.Module, ends: bool, own: Callable[..., Any] | None) -> None:
-        self.layer, self.ends, self.own = layer, ends, own
+    layer: nn.Module
+    ends: bool
+    own: Callable[..., Any] | None
 
     @property
     def __signature__(self) -> inspect.Signature:
@@ -196,7 +198,8 @@ class UnpaddedLayer:
             joined = torch.cat([output[0] for output in outputs], 1)
             if any(isinstance(value, Tensor) for value in further):
                 raise InputError("its layers return more than hidden states")
-        if self.ends or _collects_states():
+        collected = collected_outputs()
+        if self.ends or collected is None or "hidden_states" in collected:
             joined = tokens.padded(joined)
         return joined if returns_tensor else (joined, *further)
 
@@ -219,15 +222,6 @@ def _needs_padding(mask: Any, arguments: dict[str, Any]) -> bool:
     if find_cache(arguments.values()) is not None or weights_requested(arguments):
         return True
     return isinstance(mask, DeclaredMask) and (not mask.exact or bool(mask._labels))
-
-
-def _collects_states() -> bool:
-    """Whether transformers collects hidden states from the layers of the running model."""
-    active = getattr(output_capturing, "_active_collector", None)
-    if active is None:
-        warn_missing("attentions_collected")
-        return True
-    return "hidden_states" in (active.get() or {})
 
 
 def unpad(model: Model) -> Model:
@@ -267,12 +261,12 @@ def unpad(model: Model) -> Model:
             f"{type(model).__name__} has no text encoder on transformers' AttentionInterface, so its padding stays; "
             "sort texts by length, so that batches have little of it."
         )
-    before = _state(network, stacks)
+    before = _state(network)
     inside: set[nn.Module] = set()
     try:
         # set the attention implementation of the outermost models, which set it in the models inside
-        for part in network.modules():
-            if isinstance(part, PreTrainedModel) and part not in inside:
+        for part in stacks_of(network):
+            if part not in inside:
                 inside.update(part.modules())
                 if attention_implementation(part.config) != BACKEND:
                     enable_long_attention(part)
@@ -299,27 +293,25 @@ def unpad(model: Model) -> Model:
 
 
 State = tuple[list[tuple[nn.Module, Any]], list[tuple[PreTrainedModel, str | None]]]
-"""The attribute ``forward`` of each layer (``None`` for the method of its class), and the attention implementation of
+"""The attribute ``forward`` of each module (``None`` for the method of its class), and the attention implementation of
 each model."""
 
 
-def _state(network: nn.Module, stacks: dict[PreTrainedModel, list[nn.Module]]) -> State:
-    """The state of ``network`` that :func:`unpad` changes. ``stacks``: its layers, from :func:`_stacks`."""
-    layers = [layer for stack in stacks.values() for layer in stack]
-    models = [part for part in network.modules() if isinstance(part, PreTrainedModel)]
+def _state(network: nn.Module) -> State:
+    """The state of ``network`` that :func:`unpad` changes."""
     return (
-        [(layer, vars(layer).get("forward")) for layer in layers],
-        [(model, attention_implementation(model.config)) for model in models],
+        [(module, vars(module).get("forward")) for module in network.modules()],
+        [(model, attention_implementation(model.config)) for model in stacks_of(network)],
     )
 
 
 def _restore(state: State) -> None:
     """Set forwards and attention implementations to those in ``state``."""
     forwards, implementations = state
-    for layer, forward in forwards:
-        vars(layer).pop("forward", None)
+    for module, forward in forwards:
+        vars(module).pop("forward", None)
         if forward is not None:
-            layer.forward = forward
+            module.forward = forward
     for model, implementation in implementations:
         if attention_implementation(model.config) != implementation:
             model.set_attn_implementation(implementation)
@@ -329,7 +321,7 @@ def _restore(state: State) -> None:
 def unpadded(network: nn.Module) -> Iterator[None]:
     """Context in which the layers of ``network`` compute no padding. If :func:`unpad` refuses the model, its layers
     compute padding as before."""
-    before = _state(network, _stacks(network))
+    before = _state(network)
     try:
         with suppress(BackendError):
             unpad(network)
@@ -383,12 +375,11 @@ def _problem(body: PreTrainedModel, layer: nn.Module) -> str:
     first = min(5, vocabulary - 1)
     ids = torch.arange(3 * longest, device=device).view(3, -1) % min(20, vocabulary - first) + first
     padding_id = getattr(body.config, "pad_token_id", None)
-    arguments = {"input_ids": torch.where(real, ids, padding_id or 0), MASK: real.long(), "return_dict": True}
+    ids = torch.where(real, ids, padding_id or 0)
+    arguments = {"input_ids": ids, MASK: real.long(), "return_dict": True, **without_cache(body)}
     if not body._can_record_outputs:
         # its forward stores states between layers by itself; compare these, too
         arguments["output_hidden_states"] = True
-    if "use_cache" in inspect.signature(body.forward).parameters:
-        arguments["use_cache"] = False
     # rows of the tensors inside the first layer: 1 without padding
     rows: set[int] = set()
 

@@ -41,24 +41,23 @@ def check_masks(mechanism_mask: Callable[..., Tensor | None]) -> None:
     mechanism_mask: the function of :mod:`.backend`.
     """
     problems.clear()
-    thread = threading.Thread(target=_note_problem, args=(mechanism_mask,))
+
+    def note_problem() -> None:
+        try:
+            problem = mask_problem(mechanism_mask)
+        except Exception as error:  # for example, an argument of transformers' functions has another name
+            problem = f"{type(error).__name__}: {error}".splitlines()[0]
+        if problem is not None:
+            lowest, highest = TESTED["transformers"]
+            problems.append(
+                f"transformers {version('transformers')} is not what hf_longattn takes it for ({problem}), and "
+                f"outputs would be wrong; install transformers {lowest} to {highest}, with which it is tested, or "
+                "load the model with attn_implementation='sdpa'."
+            )
+
+    thread = threading.Thread(target=note_problem)
     thread.start()
     thread.join()
-
-
-def _note_problem(mechanism_mask: Callable[..., Tensor | None]) -> None:
-    """Add a message to :data:`problems` if the check fails."""
-    try:
-        problem = mask_problem(mechanism_mask)
-    except Exception as error:  # for example, an argument of transformers' functions has another name
-        problem = f"{type(error).__name__}: {error}".splitlines()[0]
-    if problem is not None:
-        lowest, highest = TESTED["transformers"]
-        problems.append(
-            f"transformers {version('transformers')} is not what hf_longattn takes it for ({problem}), and outputs "
-            f"would be wrong; install transformers {lowest} to {highest}, with which it is tested, or load the model "
-            "with attn_implementation='sdpa'."
-        )
 
 
 def mask_arguments() -> Iterator[tuple[str, bool, dict[str, Any]]]:
@@ -94,15 +93,11 @@ def mask_arguments() -> Iterator[tuple[str, bool, dict[str, Any]]]:
             yield f"{name} with blocks", False, create(attention_mask=None, block_sequence_ids=blocks)
 
 
-def band(left: int, right: int) -> Tensor:
-    """The pairs ``(TOKENS, TOKENS)`` bool of a band, from ``query - left`` to ``query + right``."""
-    return torch.ones(TOKENS, TOKENS, dtype=torch.bool).tril(min(right, TOKENS)).triu(-min(left, TOKENS))
-
-
 def reads_alike(mask: DeclaredMask, shown: Tensor) -> bool:
     """Whether the pairs in ``shown (Nq, Nk)``, bool, are those that ``mask`` is read to show. If its band is not
     exact, whether they are all within the band."""
-    expected = band(mask.left, mask.right)
+    band = torch.ones(TOKENS, TOKENS, dtype=torch.bool)
+    expected = band.tril(min(mask.right, TOKENS)).triu(-min(mask.left, TOKENS))
     if not mask.exact:
         return not bool((shown & ~expected).any())
     if mask.padding is not None:

@@ -19,9 +19,8 @@ from ...mechanisms.common.shared_options import check_form
 from ...memory.attention_cache import SparseCacheLayer
 from ...memory.decode_cache import READS_PROMPT, find_cache
 from ...positions.relative import SelfExtend
-from ..backend import BACKEND
 from ..family.definition import attention_names
-from ..family.long_config import attention_implementation
+from ..family.long_config import keeps_own_attention
 from ..keywords import CACHE_LAYER, LAYER_INPUT, TAKES_CACHE_LAYER
 from ..rotation import rotation_of, rotation_of_sinks
 from .attention_sites import (
@@ -129,7 +128,7 @@ def _attach(site: AttentionSite, mechanism: Mechanism, model: nn.Module) -> None
     module = site.module
     if mechanism.capabilities.takes_hidden_states:
         _check_projections(site, mechanism, model)
-        _hook_once(module, pass_layer_input)
+        hook_once(module, pass_layer_input)
     weight = next(module.parameters(), None)
     if weight is not None:
         mechanism = mechanism.to(device=None if weight.is_meta else weight.device, dtype=weight.dtype)
@@ -139,7 +138,7 @@ def _attach(site: AttentionSite, mechanism: Mechanism, model: nn.Module) -> None
     if not site.shared and getattr(module, "layer_idx", None) is None:  # vLLM looks up a layer's attention by it
         module.layer_idx = site.layer  # type: ignore[assignment]
     if site.causal and not site.cross:
-        _hook_once(module, pass_cache_layer)
+        hook_once(module, pass_cache_layer)
         setattr(module, TAKES_CACHE_LAYER, True)
 
 
@@ -155,7 +154,7 @@ def mark_for_zero3(model: nn.Module) -> None:
             mark(module, True)
 
 
-def _hook_once(module: nn.Module, hook: Callable[..., Call | None]) -> None:
+def hook_once(module: nn.Module, hook: Callable[..., Call | None]) -> None:
     """Register a forward pre-hook, unless the module has it already."""
     hooks = module.__dict__.setdefault("long_attention_hooks", set())
     if hook not in hooks:
@@ -184,7 +183,7 @@ def pass_layer_input(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str,
     Raises:
         BackendError: the module's input was not found.
     """
-    if attention_implementation(getattr(module, "config", None)) not in (None, BACKEND):
+    if keeps_own_attention(module):
         return None
     hidden = args[0] if args else kwargs.get("hidden_states")
     if not isinstance(hidden, Tensor):

@@ -80,9 +80,11 @@ class AttentionSite:
         if not self.shared:
             setattr(self.module, MECHANISM_ATTRIBUTE, mechanism)
             return
-        if not isinstance(getattr(self.module, MECHANISM_ATTRIBUTE, None), nn.ModuleDict):
-            setattr(self.module, MECHANISM_ATTRIBUTE, nn.ModuleDict())
-        setattr(getattr(self.module, MECHANISM_ATTRIBUTE), str(self.layer), mechanism)
+        by_layer = getattr(self.module, MECHANISM_ATTRIBUTE, None)
+        if not isinstance(by_layer, nn.ModuleDict):
+            by_layer = nn.ModuleDict()
+            setattr(self.module, MECHANISM_ATTRIBUTE, by_layer)
+        by_layer[str(self.layer)] = mechanism
 
 
 def attention_sites(model: nn.Module) -> list[AttentionSite]:

@@ -24,14 +24,9 @@ else:
     _Base = ModuleMixin = object
 
 
-def split_heads(module: Any, projected: Tensor) -> Tensor:
-    """``(…, N, heads · D)`` -> ``(…, heads, N, D)``."""
-    return projected.unflatten(-1, (module.num_attention_heads, -1)).transpose(-3, -2)
-
-
 def by_head(hidden: Tensor, size: int, *projections: Any) -> tuple[Tensor, ...]:
-    """Each of the ``projections`` of ``hidden (B, N, C)``, with an axis of heads: ``(B, heads, N, size)``."""
-    return tuple(projection(hidden).unflatten(-1, (-1, size)).transpose(1, 2) for projection in projections)
+    """Each of the ``projections`` of ``hidden (…, N, C)``, with an axis of heads: ``(…, heads, N, size)``."""
+    return tuple(projection(hidden).unflatten(-1, (-1, size)).transpose(-3, -2) for projection in projections)
 
 
 def attend_by_mechanism(

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import Cache
 
 from ...engines.batch import Batch, in_graph
 from ...errors import InputError, OptionError, checkpoint_errors
@@ -17,6 +16,7 @@ from ...mechanisms.common.base import Mechanism
 from ...mechanisms.common.global_tokens import GlobalTokenIds
 from ...mechanisms.common.masked import MaskedMechanism
 from ...mechanisms.common.shared_options import for_length
+from ...memory.decode_cache import find_cache
 from ...names import logger
 from ..family.position_table import input_of
 from .attention_sites import layer_mechanisms, with_members
@@ -149,7 +149,7 @@ def global_tokens_of(chosen: GlobalTokenIds, arguments: Mapping[str, Any], docum
             "Tokens are global by their ids here, but inputs_embeds came without input_ids; "
             "pass global_attention_mask (batch, tokens) with 1 for global tokens."
         )
-    past = next((value for value in arguments.values() if isinstance(value, Cache)), None)
+    past = find_cache(arguments.values())
     if past is not None and not torch.compiler.is_compiling() and int(past.get_seq_length()) > 0:
         raise InputError(
             "Tokens are global by their ids here, but the ids of the tokens in the cache are not known; "

@@ -16,7 +16,8 @@ from ..family.definition import known_family
 from ..family.grid_spec import PIXELS
 from ..family.long_config import runs_mechanisms
 from ..keywords import GRID
-from .attention_sites import Call, attention_sites, mechanisms_on
+from .attachment import hook_once
+from .attention_sites import Call, attention_sites, layer_mechanisms
 from .custom_attention import HandsKeywordsDown
 from .global_mask import arguments_by_name
 
@@ -34,10 +35,8 @@ def hook_grid(stack: PreTrainedModel) -> None:
     Raises:
         OptionError: a mechanism needs a grid, but the stack packs images of different sizes into one row.
     """
-    sites = attention_sites(stack)
     if packs_images(stack):
-        mechanisms = [mechanism for site in sites for mechanism in mechanisms_on(site.module)]
-        for mechanism in mechanisms:
+        for mechanism in layer_mechanisms(stack):
             if mechanism.capabilities.needs_grid:
                 raise OptionError(
                     f"{type(stack).__name__} packs images of different sizes into one row, and mechanism "
@@ -47,12 +46,11 @@ def hook_grid(stack: PreTrainedModel) -> None:
         return
     family = known_family(stack.config)
     reads_images = PIXELS in inspect.signature(type(stack).forward).parameters
-    if family is None or not family.spec.on_grid or not reads_images or vars(stack).get("passes_grid"):
+    if family is None or not family.spec.on_grid or not reads_images:
         return
-    stack.passes_grid = True
-    stack.register_forward_pre_hook(_pass_grid, with_kwargs=True)
+    hook_once(stack, _pass_grid)
     replaced = getattr(family.mixin, "replaced", {})
-    for site in sites:
+    for site in attention_sites(stack):
         long_class = replaced.get(type(site.module), object)
         if issubclass(long_class, HandsKeywordsDown):  # the base's modules would not pass the grid on (SigLIP)
             site.module.__class__ = long_class

@@ -201,13 +201,11 @@ class InputSpec:
         import torch
 
         random = torch.Generator().manual_seed(0)
-        widths = {
-            name: getattr(config, width) if isinstance(width, str) else width for name, width in self.further.items()
-        }
-        return {
-            name: torch.randint(2, (rows, length, width), generator=random).cumsum(-1)
-            for name, width in widths.items()
-        }
+        values = {}
+        for name, width in self.further.items():
+            count = getattr(config, width) if isinstance(width, str) else width
+            values[name] = torch.randint(2, (rows, length, count), generator=random).cumsum(-1)
+        return values
 
 
 @dataclass(frozen=True)

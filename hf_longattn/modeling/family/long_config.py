@@ -541,3 +541,8 @@ def attention_implementation(config: Any) -> str | None:
 def runs_mechanisms(module: Any) -> bool:
     """Whether a model or attention module runs mechanisms, and not an attention implementation of transformers."""
     return attention_implementation(getattr(module, "config", None)) == BACKEND
+
+
+def keeps_own_attention(module: Any) -> bool:
+    """Whether an attention module runs an attention implementation of transformers, by its own config."""
+    return attention_implementation(getattr(module, "config", None)) not in (None, BACKEND)

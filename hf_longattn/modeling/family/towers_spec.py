@@ -162,7 +162,6 @@ def check_towers(chosen: Mapping[str, Any], known: list[str], name: str) -> None
         known: the names of the towers that exist.
         name: the model's or config's class name, for the message.
     """
-    if unknown := next((name for name in chosen if name not in known), None):
-        raise OptionError(
-            f"A {name} has no tower {unknown!r}; its towers are {' and '.join(known)}.{nearest(unknown, known)}"
-        )
+    if unknown := [tower for tower in chosen if tower not in known]:
+        towers = f"its towers are {' and '.join(known)}" if known else "it has one stack; give the mechanism alone"
+        raise OptionError(f"A {name} has no tower {unknown[0]!r}; {towers}.{nearest(unknown[0], known)}")
