@@ -127,19 +127,19 @@ def weights(source: Path) -> Path:
     return sorted(source.glob("*.safetensors"))[-1]
 
 
-def edit_tensor(edit: Callable[[torch.Tensor], torch.Tensor | None], match: str = "") -> Damage:
-    """Replace the values of the first matrix whose name contains `match`; `None` takes it out."""
+def edit_tensor(edit: Callable[[torch.Tensor], torch.Tensor | None]) -> Damage:
+    """Replace the values of the first matrix; `None` takes it out."""
 
     def damage(source: Path) -> None:
         for file in sorted(source.glob("*.safetensors")):
             tensors = load_file(file)
-            name = next((name for name in tensors if match in name and tensors[name].ndim == 2), None)
+            name = next((name for name in tensors if tensors[name].ndim == 2), None)
             if name is not None:
                 changed = edit(tensors.pop(name).clone())
                 tensors |= {} if changed is None else {name: changed}
                 save_file(tensors, file, metadata={"format": "pt"})
                 return
-        raise AssertionError(f"no matrix is called {match!r}")
+        raise AssertionError("there is no matrix")
 
     return damage
 

@@ -14,12 +14,12 @@ VALUES = ("active", "best", "clean", "dense", "early", "final", "green", "hidden
 
 
 def lookups(
-    sources: Sequence[str], tokenizer: PreTrainedTokenizerBase, tokens: int, seed: int, count: int = 8
+    sources: Sequence[str], tokenizer: PreTrainedTokenizerBase, tokens: int, seed: int
 ) -> list[dict[str, Any]]:
     """SQuAD-shaped questions about one text of at most so many ``tokens`` with its question: lines of the sources and,
     at random places, ``# lookup NAME VALUE``."""
     rng = random.Random(seed)
-    pairs = list(zip(rng.sample(NAMES, count), rng.sample(VALUES, count), strict=True))
+    pairs = list(zip(rng.sample(NAMES, 8), rng.sample(VALUES, 8), strict=True))
     marked = [f"{MARKER} {name} {value}\n" for name, value in pairs]
     source = [f"{line}\n" for line in rng.choice(sources).splitlines()]
     left = tokens - 40 - sum(len(tokenizer(line, add_special_tokens=False)["input_ids"]) for line in marked)

@@ -22,6 +22,11 @@ def run_card(folder: Path) -> dict[str, Any]:
     return names[0]
 
 
+def label_config(names: list[str]) -> dict[str, Any]:
+    """The arguments of a config with these classes."""
+    return {"id2label": dict(enumerate(names)), "label2id": {name: number for number, name in enumerate(names)}}
+
+
 def read_json(folder: Path, file: str = "config.json") -> Any:
     """The values of a file."""
     return json.loads((folder / file).read_text(encoding="utf-8"))

@@ -32,6 +32,7 @@ from hf_longattn.files import (
 )
 from hf_longattn.files import FORMAT_FIELD as FIELD
 from hf_longattn.hub import write_remote_code
+from scripts.dev.tools.small_models import small_values
 from tests.permissions import bound_by_permissions
 
 DEAD_PROCESS = 4_194_305  # above the largest process id of Linux
@@ -355,14 +356,7 @@ def test_check_new_file_needs_a_folder_and_no_file(tmp_path: Path) -> None:
     check_new_file(tmp_path / "new")
 
 
-SHAPE: dict[str, Any] = {
-    "vocab_size": 99,
-    "hidden_size": 16,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "intermediate_size": 16,
-    "max_position_embeddings": 64,
-}
+SHAPE = small_values("bert")
 NEWER = (
     f"says {FIELD}={FORMAT + 1}, but this version of hf_longattn reads format {FORMAT}; install the version that "
     "wrote it"

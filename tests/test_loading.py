@@ -65,8 +65,8 @@ from tests.byte_tokenizer import train_tokenizer
 from tests.cases import every_case
 from tests.hostile import Room, answer
 from tests.hub_server import Hub
-from tests.saved import change_json, read_json
-from tests.training.conftest import SOURCES, checkpoint, label_config, written_texts
+from tests.saved import change_json, label_config, read_json
+from tests.training.conftest import SOURCES, checkpoint, written_texts
 
 
 @pytest.fixture(scope="module")
@@ -441,16 +441,16 @@ def test_class_problem_is_told_by_the_classes_that_a_config_names(folder: str) -
 # Loading in threads.
 
 
-def in_threads(call: Callable[[int], Any], count: int = 4) -> list[Any]:
+def in_threads(call: Callable[[int], Any]) -> list[Any]:
     """The results of ``call(0)``, ``call(1)`` …, which begin together."""
-    start = threading.Barrier(count)
+    start = threading.Barrier(4)
 
     def run(number: int) -> Any:
         start.wait()
         return call(number)
 
-    with ThreadPoolExecutor(count) as threads:
-        return [each.result() for each in [threads.submit(run, number) for number in range(count)]]
+    with ThreadPoolExecutor(start.parties) as threads:
+        return [*threads.map(run, range(start.parties))]
 
 
 def settings_of_the_process() -> dict[str, Any]:

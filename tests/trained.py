@@ -24,10 +24,8 @@ PAGE_TAGS = {
 OTHERS = ("Naïve façades don't cost 3.50 – or do they?", " ".join(string.printable))
 
 
-def tokenizer_of(
-    base: str, length: int | None = None, *, texts: Sequence[str] = (), size: int = 900
-) -> PreTrainedTokenizerBase:
-    """The tokenizer class of ``base`` with at most ``size`` pieces, found in real text and in ``texts``; ``length`` is
+def tokenizer_of(base: str, length: int | None = None, *, texts: Sequence[str] = ()) -> PreTrainedTokenizerBase:
+    """The tokenizer class of ``base`` with at most 900 pieces, found in real text and in ``texts``; ``length`` is
     its limit.
 
     Raises:
@@ -40,7 +38,7 @@ def tokenizer_of(
         made = esm_tokenizer()
     else:
         try:
-            made = kind(**PAGE_TAGS.get(kind.__name__, {})).train_new_from_iterator(read, size)
+            made = kind(**PAGE_TAGS.get(kind.__name__, {})).train_new_from_iterator(read, 900)
         except Exception as error:  # tokenizers raise what they like where a vocabulary is missing
             raise AssertionError(f"a {kind.__name__} cannot be trained") from error
     if length is not None:

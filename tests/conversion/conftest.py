@@ -23,6 +23,7 @@ from scripts.dev.tools.small_models import (
     small_config,
     small_image_config,
     small_towers_config,
+    small_values,
 )
 from tests.trained import tokenizer_of
 
@@ -66,32 +67,10 @@ def head_of(base: str, ending: str = "") -> str:
 
 LENGTH = 64
 
-SHARED: dict[str, Any] = {"num_hidden_layers": 2, "num_attention_heads": 4, "hidden_size": 32, "intermediate_size": 48}
-BERT = {**SHARED, "vocab_size": 30522, "max_position_embeddings": LENGTH}
-ROBERTA = {
-    **SHARED,
-    "vocab_size": 50265,
-    "max_position_embeddings": LENGTH + 2,
-    "pad_token_id": 1,
-    "type_vocab_size": 1,
-}
-GPT2 = {"n_layer": 2, "n_head": 4, "n_embd": 32, "vocab_size": 50257, "n_positions": LENGTH}
-LLAMA = {**SHARED, "num_key_value_heads": 2, "vocab_size": 1000, "max_position_embeddings": LENGTH}
-
-XLM_ROBERTA = {**SHARED, "vocab_size": 1000, "max_position_embeddings": LENGTH + 2}
-ALBERT = {**SHARED, "vocab_size": 1000, "max_position_embeddings": LENGTH, "embedding_size": 20}
-ESM = {
-    **SHARED,
-    "vocab_size": 33,
-    "max_position_embeddings": LENGTH + 2,
-    "pad_token_id": 1,
-    "mask_token_id": 32,
-    "token_dropout": True,
-}
+ROBERTA = {"vocab_size": 50265, "pad_token_id": 1, "type_vocab_size": 1}
+NARROW = {"embedding_size": 20}
+ESM = {"vocab_size": 33, "pad_token_id": 1, "mask_token_id": 32, "token_dropout": True}
 DEBERTA = {
-    **SHARED,
-    "vocab_size": 1000,
-    "max_position_embeddings": LENGTH,
     "relative_attention": True,
     "pos_att_type": "p2c|c2p",
     "position_biased_input": False,
@@ -100,9 +79,6 @@ DEBERTA = {
     "type_vocab_size": 0,
 }
 MODERNBERT = {
-    **SHARED,
-    "vocab_size": 1000,
-    "max_position_embeddings": LENGTH,
     "num_hidden_layers": 3,
     "local_attention": 10,
     "pad_token_id": 0,
@@ -111,90 +87,65 @@ MODERNBERT = {
     "cls_token_id": 2,
     "sep_token_id": 3,
 }
-ELECTRA = {**SHARED, "vocab_size": 1000, "max_position_embeddings": LENGTH, "embedding_size": 20}
-DISTILBERT = {
-    "n_layers": 2,
-    "n_heads": 4,
-    "dim": 32,
-    "hidden_dim": 48,
-    "vocab_size": 1000,
-    "max_position_embeddings": LENGTH,
-}
+BERT, GPT2, LLAMA = {"vocab_size": 30522}, {"vocab_size": 50257}, {"num_key_value_heads": 2}
 
-ROTARY = {
-    **SHARED,
-    "vocab_size": 1000,
-    "max_position_embeddings": LENGTH,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "pad_token_id": 0,
-}
-GROUPED = {**ROTARY, "num_key_value_heads": 2}
+ROTARY = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+GROUPED = {**ROTARY, **LLAMA}
 SLIDING = {**GROUPED, "sliding_window": 24}
 LAST_SLIDES = {**SLIDING, "use_sliding_window": True, "max_window_layers": 1}
 GEMMA = {**SLIDING, "head_dim": 16, "query_pre_attn_scalar": 20}
-OPT = {**ROTARY, "ffn_dim": 48, "word_embed_proj_dim": 16}
-SMOLLM3 = {**SLIDING, "use_sliding_window": True, "no_rope_layers": [1, 0]}
 
-STACKS: dict[str, Any] = {
-    **{
-        f"{stack}_{name}": value
-        for stack in ("encoder", "decoder")
-        for name, value in (("layers", 2), ("attention_heads", 4), ("ffn_dim", 48))
-    },
-    "d_model": 32,
-    "max_position_embeddings": LENGTH,
-}
-BART = {**STACKS, "vocab_size": 50265, "forced_eos_token_id": None}
-MARIAN = {
-    **STACKS,
-    "vocab_size": 1000,
-    "decoder_start_token_id": 58,
-    "pad_token_id": 58,
-    "eos_token_id": 0,
-    "forced_eos_token_id": None,
-}
-PEGASUS = {**STACKS, "vocab_size": 50257, "forced_eos_token_id": None}
+ENDLESS: dict[str, Any] = {"forced_eos_token_id": None}
+BART = {**ENDLESS, "vocab_size": 50265}
 
-CLASSES: dict[str, tuple[str, dict[str, Any]]] = {
-    "BertForQuestionAnswering": ("BertConfig", BERT),
-    "BertForMaskedLM": ("BertConfig", BERT),
-    "BertForMultipleChoice": ("BertConfig", BERT),
-    "BertModel": ("BertConfig", BERT),
-    "RobertaForMaskedLM": ("RobertaConfig", ROBERTA),
-    "RobertaForSequenceClassification": ("RobertaConfig", ROBERTA),
-    "XLMRobertaForSequenceClassification": ("XLMRobertaConfig", XLM_ROBERTA),
-    "CamembertForMaskedLM": ("CamembertConfig", XLM_ROBERTA),
-    "AlbertForMaskedLM": ("AlbertConfig", ALBERT),
-    "EsmForMaskedLM": ("EsmConfig", ESM),
-    "EsmForTokenClassification": ("EsmConfig", {**ESM, "position_embedding_type": "rotary"}),
-    "MPNetForMaskedLM": ("MPNetConfig", XLM_ROBERTA),
-    "DebertaV2ForTokenClassification": ("DebertaV2Config", DEBERTA),
-    "ModernBertForMaskedLM": ("ModernBertConfig", MODERNBERT),
-    "ModernBertForSequenceClassification": ("ModernBertConfig", {**MODERNBERT, "classifier_pooling": "mean"}),
-    "ElectraForPreTraining": ("ElectraConfig", ELECTRA),
-    "DistilBertForQuestionAnswering": ("DistilBertConfig", DISTILBERT),
-    "GPT2LMHeadModel": ("GPT2Config", GPT2),
-    "LlamaForCausalLM": ("LlamaConfig", LLAMA),
-    "BartForConditionalGeneration": ("BartConfig", BART),
-    "BartForQuestionAnswering": ("BartConfig", BART),
-    "BartForSequenceClassification": ("BartConfig", BART),
-    "BartForCausalLM": ("BartConfig", BART),
-    "PegasusForConditionalGeneration": ("PegasusConfig", PEGASUS),
-    "MBartForConditionalGeneration": ("MBartConfig", {**STACKS, "vocab_size": 1000, "forced_eos_token_id": None}),
-    "MarianMTModel": ("MarianConfig", MARIAN),
-    "GPTNeoXForCausalLM": ("GPTNeoXConfig", ROTARY),
-    "OPTForCausalLM": ("OPTConfig", OPT),
-    "MistralForCausalLM": ("MistralConfig", SLIDING),
-    "Qwen2ForCausalLM": ("Qwen2Config", LAST_SLIDES),
-    "Qwen3ForCausalLM": ("Qwen3Config", {**LAST_SLIDES, "head_dim": 16}),
-    "GemmaForCausalLM": ("GemmaConfig", {**GROUPED, "head_dim": 16}),
-    "Gemma2ForCausalLM": ("Gemma2Config", {**GEMMA, "attn_logit_softcapping": 2.0}),
-    "Gemma3ForCausalLM": ("Gemma3TextConfig", {**GEMMA, "layer_types": ["sliding_attention", "full_attention"]}),
-    "PhiForCausalLM": ("PhiConfig", ROTARY),
-    "Phi3ForCausalLM": ("Phi3Config", GROUPED),
-    "SmolLM3ForCausalLM": ("SmolLM3Config", SMOLLM3),
+CLASSES: dict[str, dict[str, Any]] = {
+    "BertForQuestionAnswering": BERT,
+    "BertForMaskedLM": BERT,
+    "BertForMultipleChoice": BERT,
+    "BertModel": BERT,
+    "RobertaForMaskedLM": ROBERTA,
+    "RobertaForSequenceClassification": ROBERTA,
+    "XLMRobertaForSequenceClassification": {},
+    "CamembertForMaskedLM": {},
+    "AlbertForMaskedLM": NARROW,
+    "EsmForMaskedLM": ESM,
+    "EsmForTokenClassification": {**ESM, "position_embedding_type": "rotary"},
+    "MPNetForMaskedLM": {},
+    "DebertaV2ForTokenClassification": DEBERTA,
+    "ModernBertForMaskedLM": MODERNBERT,
+    "ModernBertForSequenceClassification": {**MODERNBERT, "classifier_pooling": "mean"},
+    "ElectraForPreTraining": NARROW,
+    "DistilBertForQuestionAnswering": {},
+    "GPT2LMHeadModel": GPT2,
+    "LlamaForCausalLM": LLAMA,
+    "BartForConditionalGeneration": BART,
+    "BartForQuestionAnswering": BART,
+    "BartForSequenceClassification": BART,
+    "BartForCausalLM": BART,
+    "PegasusForConditionalGeneration": {**ENDLESS, **GPT2},
+    "MBartForConditionalGeneration": ENDLESS,
+    "MarianMTModel": {**ENDLESS, "decoder_start_token_id": 58, "pad_token_id": 58, "eos_token_id": 0},
+    "GPTNeoXForCausalLM": ROTARY,
+    "OPTForCausalLM": {**ROTARY, "word_embed_proj_dim": 16},
+    "MistralForCausalLM": SLIDING,
+    "Qwen2ForCausalLM": LAST_SLIDES,
+    "Qwen3ForCausalLM": {**LAST_SLIDES, "head_dim": 16},
+    "GemmaForCausalLM": {**GROUPED, "head_dim": 16},
+    "Gemma2ForCausalLM": {**GEMMA, "attn_logit_softcapping": 2.0},
+    "Gemma3ForCausalLM": {**GEMMA, "layer_types": ["sliding_attention", "full_attention"]},
+    "PhiForCausalLM": ROTARY,
+    "Phi3ForCausalLM": GROUPED,
+    "SmolLM3ForCausalLM": {**SLIDING, "use_sliding_window": True, "no_rope_layers": [1, 0]},
 }
+"""What the small config of a class has beside its sizes."""
+
+
+def drawn(name: str, **changes: Any) -> Any:
+    """A model of the class of this name, with random weights."""
+    model_class = getattr(transformers, name)
+    sizes = small_values(model_class.config_class.model_type, Shape(vocabulary=1000))
+    torch.manual_seed(0)
+    return model_class(model_class.config_class(**{**sizes, **CLASSES.get(name, {}), **changes}))
 
 
 @pytest.fixture(scope="session")
@@ -204,9 +155,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 
     def build(name: str) -> Path:
         if name not in made:
-            config_class, values = CLASSES[name]
-            torch.manual_seed(0)
-            model = getattr(transformers, name)(getattr(transformers, config_class)(**values))
+            model = drawn(name)
             with torch.no_grad():  # the usual initial values hardly let attention show in the outputs
                 for parameter in model.parameters():
                     if parameter.ndim == 2 and parameter.requires_grad:

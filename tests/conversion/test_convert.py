@@ -133,7 +133,7 @@ def test_stretched_positions_are_equal_for_short_texts_and_change_longer_ones(
     assert read_json(tmp_path / "long")["position_extension"] == "stretch:20"
 
 
-ROTARY = [name for name, (config, _) in CLASSES.items() if FAMILIES[getattr(transformers, config).model_type].rope]
+ROTARY = [name for name in CLASSES if FAMILIES[getattr(transformers, name).config_class.model_type].rope]
 
 
 @pytest.mark.thorough

@@ -29,7 +29,7 @@ from hf_longattn.errors import CheckpointError
 from hf_longattn.export.compress import METHODS
 from hf_longattn.files import GRAPHS
 from tests.cases import every_case
-from tests.conversion.conftest import BERT, LENGTH, ROTARY
+from tests.conversion.conftest import LENGTH, drawn
 from tests.saved import change_json, read_json, run_card
 from tests.trained import tokenizer_of
 
@@ -69,15 +69,13 @@ class Kind:
     mechanism: tuple[str, ...]
 
 
-def bert(folder: Path, model_class: Any, **config: Any) -> None:
-    torch.manual_seed(0)
-    values = {**BERT, "vocab_size": 1000, "initializer_range": 0.3, **config}
-    model_class(transformers.BertConfig(**values)).save_pretrained(folder)
+def bert(folder: Path, name: str, **config: Any) -> None:
+    drawn(name, vocab_size=1000, initializer_range=0.3, **config).save_pretrained(folder)
     tokenizer_of("bert", LENGTH).save_pretrained(folder)
 
 
 def make_encoder(folder: Path, *, pooling: str = "cls", inside: str = "") -> None:
-    bert(folder / "plain", transformers.BertModel)
+    bert(folder / "plain", "BertModel")
     modules = st.sentence_transformer.modules
     transformer = st.base.modules.Transformer(str(folder / "plain"))
     model = st.SentenceTransformer(
@@ -98,16 +96,15 @@ def make_encoder(folder: Path, *, pooling: str = "cls", inside: str = "") -> Non
 
 
 def make_reranker(folder: Path) -> None:
-    bert(folder / "plain", transformers.BertForSequenceClassification, num_labels=1)
+    bert(folder / "plain", "BertForSequenceClassification", num_labels=1)
     model = st.CrossEncoder(str(folder / "plain"), activation_fn=torch.nn.Tanh(), prompts={"rank": "rank: "})
     model.save(str(folder))
     shutil.rmtree(folder / "plain")
 
 
 def make_instruct(folder: Path) -> None:
-    torch.manual_seed(0)
-    config = transformers.Qwen2Config(**ROTARY, num_key_value_heads=2, initializer_range=0.3, tie_word_embeddings=True)
-    transformers.Qwen2ForCausalLM(config).save_pretrained(folder)
+    values = {"use_sliding_window": False, "initializer_range": 0.3, "tie_word_embeddings": True}
+    drawn("Qwen2ForCausalLM", **values).save_pretrained(folder)
     tokenizer = tokenizer_of("qwen2", LENGTH)
     tokenizer.add_special_tokens({"additional_special_tokens": ["<|system|>", "<|user|>", "<|assistant|>"]})
     tokenizer.chat_template = TEMPLATE

@@ -391,7 +391,7 @@ def test_conversion_refuses_an_embedding_table_too_small_for_the_tokenizer(
 ) -> None:
     folder = checkpoint("LlamaForCausalLM", tokenizer="gpt2")
     reads = transformers.AutoTokenizer.from_pretrained(folder)
-    rows = CLASSES["LlamaForCausalLM"][1]["vocab_size"]
+    rows = transformers.AutoConfig.from_pretrained(folder).vocab_size
     reads.add_tokens([f"new{number}" for number in range(rows - len(reads))])
     reads.save_pretrained(folder)
     plan_conversion(folder, mechanism="window", window=16)

@@ -11,7 +11,7 @@ import torch
 import transformers
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
 
 import hf_longattn
@@ -20,25 +20,17 @@ from hf_longattn.conversion import convert_checkpoint
 from hf_longattn.errors import CheckpointError, InputError, LongAttentionError
 from hf_longattn.inspect import inspect_checkpoint
 from hf_longattn.modeling.family.definition import FAMILIES, longest_input
-from scripts.dev.tools.small_models import IN_FULL
+from scripts.dev.tools.small_models import IN_FULL, Shape, small_config, small_values
 from tests.cases import every_case
 from tests.grids import quickly
-from tests.reference.small_models import tokens
+from tests.reference.small_models import plain_model, tokens
 from tests.reports import check_of
 from tests.saved import change_json, read_json
 from tests.stock_cases import long_attention
 
 OLD, NEW = 64, 200
 PADS = (0, 1, 3)
-SHAPE = {
-    "vocab_size": 90,
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "intermediate_size": 48,
-}
-OF_PAGES: dict[str, dict[str, Any]] = {"markuplm": {"max_depth": 4}}
-"""Sizes of the places that they read of every token; they have no head over words."""
+SHAPE = Shape(tokens=OLD, vocabulary=90)
 FULL, WINDOW = {"mechanism": "full"}, {"mechanism": "window", "window": 16}
 BASES = tuple(base for base in IN_FULL if any(table.offset == "padding" for table in FAMILIES[base].position_tables))
 TABLE = "embeddings.position_embeddings.weight"
@@ -46,15 +38,12 @@ TABLE = "embeddings.position_embeddings.weight"
 
 def head_of(base: str) -> str:
     """The ending of the class that has logits of every token."""
-    return "ForTokenClassification" if base in OF_PAGES else "ForMaskedLM"
+    return "ForTokenClassification" if base == "markuplm" else "ForMaskedLM"
 
 
 def saved(folder: Path, base: str, pad: int, **values: Any) -> Path:
     """A short checkpoint of ``base`` whose padding token has the id ``pad``."""
-    values = {**OF_PAGES.get(base, {}), **values}
-    config = transformers.AutoConfig.for_model(
-        base, **{**SHAPE, "max_position_embeddings": OLD + pad + 1, "pad_token_id": pad, "mask_token_id": 4, **values}
-    )
+    config = small_config(base, SHAPE, pad_token_id=pad, mask_token_id=4, **values)
     torch.manual_seed(0)
     model = getattr(transformers, next(name for name in FAMILIES[base].model_classes if name.endswith(head_of(base))))(
         config
@@ -169,9 +158,8 @@ def test_stock_checkpoints_of_roberta_with_any_padding_id(pad: int, tmp_path: Pa
 @pytest.mark.thorough
 @pytest.mark.parametrize("pad", [0, 3])
 def test_longformer_with_any_padding_id_is_adopted(pad: int, tmp_path: Path) -> None:
-    values = {**SHAPE, "max_position_embeddings": OLD + pad + 1, "pad_token_id": pad, "attention_window": [8, 16]}
-    torch.manual_seed(0)
-    model = transformers.LongformerForMaskedLM(transformers.LongformerConfig(**values))
+    values = small_values("roberta", SHAPE, pad_token_id=pad)
+    model = transformers.LongformerForMaskedLM(transformers.LongformerConfig(**values, attention_window=[8, 16]))
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.ndim == 2:
@@ -206,22 +194,10 @@ WRITTEN = {
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=200,
-        hidden_size=64,
-        intermediate_size=96,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=TRAINED,
-        initializer_range=0.2,
-        bos_token_id=3,
-        eos_token_id=3,
-        pad_token_id=3,
-    )
     folder = tmp_path_factory.mktemp("rotary") / "source"
-    LlamaForCausalLM(config).save_pretrained(folder)
+    plain_model("llama", "LlamaForCausalLM", num_hidden_layers=2, max_position_embeddings=TRAINED).save_pretrained(
+        folder
+    )
     return folder
 
 

@@ -165,7 +165,6 @@ def test_plan_convert_and_inspect_print_both_towers(
 
 @pytest.mark.thorough
 def test_converted_siglip_reads_captions_of_the_old_length_as_before(tmp_path: Path) -> None:
-    torch.manual_seed(0)
     shape = replace(SHAPE, tokens=64, vocabulary=99)
     config = small_towers_config("siglip", shape, eos_token_id=98, bos_token_id=97, pad_token_id=1)
     source = tmp_path / "short"
@@ -354,7 +353,6 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
 @every_case("name", MODELS)
 def test_generic_models_of_videos_and_sounds_are_compared_with_their_source(name: str, tmp_path: Path) -> None:
     config, values = MODELS[name]
-    torch.manual_seed(0)
     getattr(transformers, name)(getattr(transformers, config)(**values)).save_pretrained(tmp_path / "short")
     report = convert_checkpoint(tmp_path / "short", tmp_path / "long", generic=True, mechanism="window", window=4)
     checks = statuses(report)

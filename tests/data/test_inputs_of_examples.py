@@ -10,7 +10,6 @@ answers.
 from __future__ import annotations
 
 import functools
-import json
 import random
 from itertools import chain
 from pathlib import Path
@@ -18,7 +17,6 @@ from typing import Any
 
 import pytest
 import torch
-import transformers
 from datasets import Dataset
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, BertModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
@@ -39,7 +37,6 @@ from hf_longattn.training.tasks.seq2seq import to_summaries
 from hf_longattn.training.tasks.tokens import to_windows
 from hf_longattn.training.trainer import row_lengths
 from scripts.dev.tools.small_models import Shape, small_config
-from tests.byte_tokenizer import train_tokenizer
 from tests.cases import every_case
 from tests.trained import REAL_TEXT, tokenizer_of
 
@@ -470,39 +467,20 @@ def test_embedding_pairs_are_read_as_by_sentence_transformers(
         assert batch[f"{column}_attention_mask"].tolist() == expected["attention_mask"]
 
 
-TEXT = "Payment of the invoice 12345 is due by the end of June"
-WORDS = TEXT.split()
-BYTE_PIECES = train_tokenizer([TEXT] * 3, 300)
-VOCABULARY = json.loads(BYTE_PIECES.backend_tokenizer.to_str())["model"]["vocab"]
-OF_PAGES = ("LayoutLMv2Tokenizer", "MarkupLMTokenizer")
-SPECIAL = {
-    "pad_token": "[PAD]",
-    "unk_token": "[UNK]",
-    "cls_token": "[CLS]",
-    "sep_token": "[SEP]",
-    "mask_token": "[MASK]",
-}
+WORDS = ["Payment", "of", "the", "invoice", "12345", "is", "due", "by", "the", "end", "of", "June"]
 
 
-def tokenizer_of_pages(name: str) -> PreTrainedTokenizerBase:
-    extra = {"tags_dict": {"html": 0, "body": 1, "p": 2}} if name == "MarkupLMTokenizer" else {}
-    tokenizer_class: Any = getattr(transformers, name)
-    merges = {} if name == "LayoutLMv2Tokenizer" else {"merges": []}
-    return tokenizer_class(vocab=VOCABULARY, model_max_length=64, **merges, **SPECIAL, **extra)
-
-
-@pytest.mark.parametrize("name", OF_PAGES)
-def test_tokenizers_of_pages_read_text_as_words_of_a_page(name: str) -> None:
-    tokenizer = tokenizer_of_pages(name)
-    places = (
-        {"xpaths": ["/html/body/p"] * len(WORDS)}
-        if name == "MarkupLMTokenizer"
-        else {"boxes": [[0, 0, 1000, 1000]] * len(WORDS)}
-    )
-    assert token_ids(tokenizer, TEXT) == tokenizer(WORDS, **places)["input_ids"]
+@pytest.mark.parametrize(
+    ("base", "places"), [("layoutlmv2", {"boxes": [[0, 0, 1000, 1000]]}), ("markuplm", {"xpaths": ["/html/body/p"]})]
+)
+def test_tokenizers_of_pages_read_text_as_words_of_a_page(base: str, places: dict[str, list[Any]]) -> None:
+    tokenizer, text = tokenizer_of(base), " ".join(WORDS)
+    of_words = {name: place * len(WORDS) for name, place in places.items()}
+    assert token_ids(tokenizer, text) == tokenizer(WORDS, **of_words)["input_ids"]
     assert special_ids(tokenizer) == ([tokenizer.cls_token_id], [tokenizer.sep_token_id])
-    assert token_ids(tokenizer, TEXT, special_tokens=False) == token_ids(tokenizer, TEXT)[1:-1]
+    assert token_ids(tokenizer, text, special_tokens=False) == token_ids(tokenizer, text)[1:-1]
 
 
 def test_other_tokenizers_read_text_as_it_is() -> None:
-    assert dict(text_encoding(BYTE_PIECES, "two  spaces")) == dict(BYTE_PIECES("two  spaces"))
+    tokenizer = tokenizer_of("gpt2")
+    assert dict(text_encoding(tokenizer, "two  spaces")) == dict(tokenizer("two  spaces"))

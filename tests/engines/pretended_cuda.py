@@ -74,17 +74,7 @@ def hooks() -> Path:
     library = CACHE / f"pretended_cuda-{torch.__version__}.so"
     if not library.exists():
         root = Path(torch.__file__).parent
-        command = [
-            compiler,
-            "-x",
-            "c++",
-            "-",
-            "-shared",
-            "-fPIC",
-            "-std=c++20",
-            f"-I{root / 'include'}",
-            f"-L{root / 'lib'}",
-        ]
+        command = [*f"{compiler} -x c++ - -shared -fPIC -std=c++20".split(), f"-I{root}/include", f"-L{root}/lib"]
         part = f"{library}.{os.getpid()}"
         libraries = ["-lc10", "-ltorch_cpu", f"-Wl,-rpath,{root / 'lib'}"]
         done = subprocess.run([*command, *libraries, "-o", part], input=HOOKS, capture_output=True, text=True)

@@ -78,7 +78,6 @@ def run_cpu_band(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, call: Attent
 def test_every_path_of_a_band_equals_the_definition(
     path, visited: str, causal: bool, length: int, side: str, few_queries: bool
 ) -> None:
-    torch.manual_seed(0)
     dtype = torch.float32 if path is flex_band else torch.float64
     q, k, v = (torch.randn(2, 4, length, 16, dtype=dtype) for _ in range(3))
     q = q[:, :, -5:] if few_queries else q
@@ -122,7 +121,6 @@ def test_cpu_bands_in_blocks_of_every_size_equal_the_definition(
     visited: str, causal: bool, side: str, few_queries: bool, block: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(band, "band_plan", functools.partial(band_plan, block=block))
-    torch.manual_seed(0)
     length, (name, options) = 300, MECHANISMS[visited]
     q, k, v = (torch.randn(2, 4, length, 8, dtype=torch.float64, requires_grad=True) for _ in range(3))
     queries = q[:, :, -200:] if few_queries else q
@@ -157,7 +155,6 @@ def test_cpu_bands_in_blocks_of_every_size_equal_the_definition(
 def test_short_bands_on_a_cpu_are_one_masked_call(
     visited: str, few_queries: bool, causal: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    torch.manual_seed(0)
     BYTE_CACHE.clear()
     length, (name, options) = 200, MECHANISMS[visited]
     module, masks_used = build_mechanism(name, num_heads=4, head_dim=8, window=64, **options), []
@@ -184,7 +181,6 @@ def test_a_distance_bias_of_a_cpu_band_is_the_same_in_blocks_of_every_size(
     side: str, block: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(band, "band_plan", functools.partial(band_plan, block=block))
-    torch.manual_seed(0)
     q, k, v = (torch.randn(2, 2, 300, 8, dtype=torch.float64, requires_grad=True) for _ in range(3))
     table = torch.randn(2, 81, dtype=torch.float64, requires_grad=True)
     module = build_mechanism("longformer", num_heads=2, head_dim=8, window=64)

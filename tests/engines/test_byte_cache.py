@@ -101,7 +101,6 @@ def test_every_mechanism_keeps_its_results_within_the_cache_budget(name: str, sm
     small.clear()
     cls = mechanism_class(name)
     causal = cls.causal is not False
-    torch.manual_seed(0)
     built = build_mechanism(name, num_heads=2, head_dim=8, **{"max_length": 600, **cls.about.sample}).eval()
     x = torch.randn(3, 1, 2, 600, 8)
     for length in (300, 301, 500, 600, 300):

@@ -143,23 +143,19 @@ def test_a_row_of_padding_in_a_batch_with_distance_terms_is_zeros() -> None:
     assert not padded[1].any()
 
 
-CHUNKS: list[tuple[str, dict[str, int]]] = [
-    ("transformer_xl", {"segment_length": 14, "memory_length": 70, "bptt": True}),
-    ("transformer_xl", {"segment_length": 40, "memory_length": 65, "bptt": True}),
-    ("transformer_xl", {"segment_length": 150, "memory_length": 150, "bptt": True}),
-    ("transformer_xl", {"segment_length": 1000, "memory_length": 10, "bptt": True}),
-]
-
-
 @every_case("causal", [False, True], pairs=True)
 @every_case("relative", ["transformer_xl", "shaw:clip=9", "alibi", "t5_buckets"])
-@every_case(("name", "options"), CHUNKS, ids=["small", "two blocks", "large", "one"])
+@every_case(
+    ("segment", "memory"),
+    [(14, 70), (40, 65), (150, 150), (1000, 10)],
+    ids=["small", "two blocks", "large", "one"],
+)
 def test_chunks_with_relative_terms_are_fused_and_equal_definition(
-    name: str, options: dict[str, int], relative: str, causal: bool
+    segment: int, memory: int, relative: str, causal: bool
 ) -> None:
-    torch.manual_seed(0)
+    lengths = {"segment_length": segment, "memory_length": memory, "bptt": True}
     mechanism = build_mechanism(
-        name, num_heads=HEADS, head_dim=WIDTH, hidden_size=64, relative=relative, **options
+        "transformer_xl", num_heads=HEADS, head_dim=WIDTH, hidden_size=64, relative=relative, **lengths
     ).double()
     for parameter in mechanism.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
@@ -179,7 +175,6 @@ def test_chunks_with_relative_terms_are_fused_and_equal_definition(
 
 @every_case("relative", ["transformer_xl", "shaw:clip=9"])
 def test_the_band_of_a_union_with_relative_terms_is_fused(relative: str) -> None:
-    torch.manual_seed(0)
     shape = {"num_heads": HEADS, "head_dim": WIDTH, "hidden_size": 64, "max_length": 300}
     mechanism = build_mechanism(
         "union", **shape, relative=relative, of="window:window=32+longformer:window=64"

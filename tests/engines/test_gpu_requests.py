@@ -25,6 +25,7 @@ from hf_longattn.engines.topk import topk_keys
 from hf_longattn.functional import prepare, run_batch
 from hf_longattn.modeling import backend
 from hf_longattn.modeling.mixin import LongAttentionMixin
+from scripts.dev.tools.small_models import Shape, small_values
 from tests.cases import every_case
 
 from .eager_flex import by_the_lists
@@ -118,15 +119,7 @@ def test_selected_blocks_never_wait_for_a_gpu(monkeypatch: pytest.MonkeyPatch) -
 
 
 LAYERS, BATCH, LENGTH, ROOM, STEPS = 4, 2, 300, 400, 3
-SHAPE: dict[str, Any] = {
-    "hidden_size": 64,
-    "intermediate_size": 128,
-    "num_hidden_layers": LAYERS,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "vocab_size": 100,
-    "max_position_embeddings": 4096,
-}
+SHAPE = small_values("llama", Shape(width=64, layers=LAYERS, inner=128, tokens=4096), num_key_value_heads=2)
 PLANS: dict[str, dict[str, Any]] = {
     "full": {"mechanism": "full"},
     "window": {"mechanism": "window", "window": 128},

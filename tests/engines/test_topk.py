@@ -17,7 +17,6 @@ from tests.comparisons import assert_equal_with_gradients
 @every_case("k", [1, 3, 10, 40, 64])
 @every_case("levels", [2, 5, 10**6], ids=["mostly ties", "some ties", "hardly any"])
 def test_topk_is_the_head_of_a_stable_sort(k: int, levels: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    torch.manual_seed(0)
     scores = torch.randint(levels, (5, 7, 40)).double()
     expected = scores.argsort(dim=-1, descending=True, stable=True)[..., :k]
     assert torch.equal(topk(scores, k), expected)
@@ -41,7 +40,6 @@ def test_topk_never_chooses_minus_infinity(accelerated: bool, monkeypatch: pytes
 def test_the_search_for_top_keys_in_steps_of_any_size_is_the_same(
     causal: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    torch.manual_seed(0)
     q, k = torch.randn(2, 3, 30, 4), torch.randn(2, 3, 50, 4)
     mask = torch.rand(2, 50) < 0.8
     whole = topk_keys(q, k, mask, 6, causal, 0.5)
@@ -54,7 +52,6 @@ def test_the_search_for_top_keys_in_steps_of_any_size_is_the_same(
 @every_case("causal", [False, True])
 @every_case("keys", ["random", "equal pairs", "nearly equal", "all equal"])
 def test_the_top_keys_are_those_of_float64_scores(keys: str, causal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    torch.manual_seed(0)
     # eighths, so that sums in float64 are exact in any order and equal keys have equal scores
     q, k = (torch.randn(2, heads, length, 16).mul(8).round().div(8) for heads, length in ((4, 30), (2, 130)))
     if keys == "equal pairs":
@@ -78,11 +75,6 @@ def test_the_top_keys_are_those_of_float64_scores(keys: str, causal: bool, monke
     for step_bytes in (accelerator.STEP_BYTES, 7000 * 16):
         monkeypatch.setattr(accelerator, "STEP_BYTES", step_bytes)
         assert torch.equal(topk_keys(q, k, mask, 6, causal, 0.5), expected), "all heads together, in steps of any size"
-
-
-@pytest.fixture(autouse=True)
-def _seeded() -> None:
-    torch.manual_seed(0)
 
 
 def tensors(dtype: torch.dtype) -> tuple[torch.Tensor, ...]:

@@ -35,8 +35,9 @@ from tests.cases import every_case
 from tests.cli.test_commands import run
 from tests.pages import ROOT
 from tests.ranks import free_port
+from tests.saved import change_json
 from tests.trained import REAL_TEXT, tokenizer_of
-from tests.training.conftest import change_json, write_rows
+from tests.training.conftest import write_rows
 
 st = pytest.importorskip("sentence_transformers")
 SENTENCES = [line for line in REAL_TEXT.splitlines() if len(line.split()) > 5]
@@ -215,13 +216,13 @@ def test_embed_into_vectors_of_another_setting_is_refused(
     elif changed == "modules":
         (model / "1_Pooling" / "config.json").write_text('{"embedding_dimension": 32, "pooling_mode": "cls"}')
     elif changed == "config":
-        change_json(model / "config.json", layer_norm_eps=0.1)
+        change_json(model, layer_norm_eps=0.1)
     elif changed == "tokenizer":
         rules = read_json(model / "tokenizer.json")
         rules["model"]["vocab"] |= {"the": rules["model"]["vocab"]["of"], "of": rules["model"]["vocab"]["the"]}
         write_json(model / "tokenizer.json", rules)
     elif changed == "prompts":
-        change_json(model / "config_sentence_transformers.json", prompts={"document": "search: "})
+        change_json(model, "config_sentence_transformers.json", prompts={"document": "search: "})
     elif changed == "weights":
         encoder = st.SentenceTransformer(str(model), device="cpu")
         next(encoder.transformers_model.parameters()).data[5, 5] += 1e-6
@@ -316,7 +317,7 @@ def test_embed_refuses_damaged_files_of_a_sentence_transformers_folder(
 
 def test_embed_refuses_a_prompt_that_leaves_no_room_for_windows(folder: str, tmp_path: Path) -> None:
     shutil.copytree(Path(folder).parent / "short", tmp_path / "short")
-    change_json(tmp_path / "short" / "config_sentence_transformers.json", prompts={"document": "a " * 50})
+    change_json(tmp_path / "short", "config_sentence_transformers.json", prompts={"document": "a " * 50})
     data = write_rows([{"text": "b c"}], tmp_path / "data.jsonl")
     embed_documents(str(tmp_path / "short"), data, tmp_path / "one window", vectors="passages:4")
     write_rows([{"text": "b c " * 40}], tmp_path / "data.jsonl")

@@ -25,6 +25,7 @@ from transformers import (
 from hf_longattn import read_whole
 from hf_longattn.errors import InputError, OptionError
 from hf_longattn.evaluation.qa_reader import QAReader
+from scripts.dev.tools.small_models import Shape, small_values
 from tests.cases import every_case
 
 LIMIT, STRIDE = 64, 16
@@ -40,9 +41,8 @@ def tokenizer(real_folder: Path) -> Any:
 
 def small(model_class: Any, **changes: Any) -> Any:
     torch.manual_seed(0)
-    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
-    config = BertConfig(vocab_size=30522, max_position_embeddings=LIMIT, initializer_range=0.3, **sizes, **changes)
-    return model_class(config).eval()
+    shape = Shape(heads=2, inner=64, tokens=LIMIT, vocabulary=30522)
+    return model_class(BertConfig(**small_values("bert", shape), initializer_range=0.3, **changes)).eval()
 
 
 def windows_by_hand(

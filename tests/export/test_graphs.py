@@ -24,11 +24,12 @@ from hf_longattn.conversion import convert_checkpoint
 from hf_longattn.errors import CheckpointError, MissingExtraError
 from hf_longattn.files import GRAPHS, read_json
 from hf_longattn.mechanisms.common.registry import mechanism_class
+from scripts.dev.tools.small_models import Shape, small_config
 from tests.cli.test_commands import output
 from tests.hub_server import Hub
 from tests.reference.small_models import padding, tokens
+from tests.saved import change_json, label_config
 from tests.stock_cases import save_long
-from tests.training.conftest import change_json, label_config
 
 from .conftest import LENGTH, saved
 
@@ -238,7 +239,7 @@ def test_exported_encoder_takes_token_types_and_tells_servers_its_limit(
 ) -> None:
     """By the command. Types are an input even if the tokenizer does not know the text."""
     encoder = sentence_encoder(tmp_path)
-    change_json(encoder / "tokenizer_config.json", model_max_length=LENGTH // 2)
+    change_json(encoder, "tokenizer_config.json", model_max_length=LENGTH // 2)
     report = json.loads(output(capsys, "export", encoder, tmp_path / "graph", "--format", "torch", "--json"))
     assert report["inputs"] == ["input_ids", "attention_mask", "token_type_ids"]
     assert report["class_name"] == "LongBertModel"
@@ -272,20 +273,12 @@ ANSWERS = [
 ]
 
 
-def small_classifier(folder: Path, checkpoints: Path, labels: list[str], base: str = "SequenceClassification") -> Path:
+def small_classifier(folder: Path, checkpoints: Path, labels: list[str]) -> Path:
     """A BERT of two layers with random weights, the tokenizer of the reference encoder, and named labels."""
     torch.manual_seed(0)
-    config = transformers.BertConfig(
-        vocab_size=8192,
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=48,
-        initializer_range=0.5,
-        pad_token_id=0,
-        **label_config(labels),
-    )
-    getattr(transformers, f"BertFor{base}")(config).save_pretrained(folder)
+    shape = Shape(heads=2, tokens=512, vocabulary=8192)
+    config = small_config("bert", shape, initializer_range=0.5, **label_config(labels))
+    transformers.BertForSequenceClassification(config).save_pretrained(folder)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copyfile(checkpoints / "bert-python-512" / name, folder / name)
     return folder
@@ -311,7 +304,7 @@ def test_exported_re_ranker_scores_as_the_cross_encoder_does(
     source = tmp_path / "source"
     if activation == "of old files":  # no list of modules, and the activation in the config
         old = {"activation_fn": "torch.nn.modules.linear.Identity", "version": "4.0.1"}
-        change_json(plain / "config.json", sentence_transformers=old)
+        change_json(plain, sentence_transformers=old)
         source = plain
     else:
         function = getattr(torch.nn, activation)()

@@ -68,7 +68,6 @@ def test_a_longer_big_bird_equals_the_base_and_reads_longer_texts(tmp_path: Path
 
 
 def test_global_tokens_of_big_bird_reach_every_token() -> None:
-    torch.manual_seed(0)
     config = LongBigBirdConfig(
         **{**plain_config("big_bird").to_dict(), "long_attention": {**ADOPTED, "block_size": 8}}
     )
@@ -88,7 +87,6 @@ def test_global_tokens_of_big_bird_reach_every_token() -> None:
 
 @pytest.mark.parametrize("implementation", [None, "sdpa", "eager"])
 def test_big_bird_as_a_decoder_generates_as_the_whole_forward(implementation: str | None) -> None:
-    torch.manual_seed(0)
     settings = {
         **plain_config("big_bird").to_dict(),
         "is_decoder": True,

@@ -54,8 +54,8 @@ def long_model(base: str, folder: Path, length: int = NEW, **values: Any) -> Any
     )
 
 
-def captions(length: int, count: int = 3) -> Tensor:
-    ids = torch.randint(5, 90, (count, length), generator=torch.Generator().manual_seed(length))
+def captions(length: int) -> Tensor:
+    ids = torch.randint(5, 90, (3, length), generator=torch.Generator().manual_seed(length))
     ids[:, -1] = END
     return ids
 
@@ -304,7 +304,6 @@ def test_no_token_of_a_caption_sees_a_later_one(tmp_path: Path) -> None:
 
 
 def test_towers_of_clip_are_read_from_a_folder_of_the_whole_model(tmp_path: Path) -> None:
-    torch.manual_seed(0)
     vision = CLIPVisionConfig(**CLIP_SIZES, image_size=32, patch_size=4)
     whole = CLIPModel(CLIPConfig(text_config=CLIPTextConfig(**TEXT), vision_config=vision, projection_dim=16)).eval()
     whole.save_pretrained(tmp_path)

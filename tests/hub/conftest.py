@@ -8,12 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-import transformers
 
 from hf_longattn.conversion import convert_checkpoint
 
-from ..conversion.conftest import CLASSES, LENGTH, built, checkpoint
+from ..conversion.conftest import LENGTH, built, checkpoint, drawn
 from ..trained import tokenizer_of
 
 __all__ = ["CASES", "TEXT", "Case", "built", "checkpoint", "converted"]
@@ -60,12 +58,7 @@ def converted(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]
     def convert(name: str) -> Path:
         if name not in made:
             case, folder = CASES[name], tmp_path_factory.mktemp("converted")
-            config_class, values = CLASSES[case.source]
-            torch.manual_seed(0)
-            model = getattr(transformers, case.source)(
-                getattr(transformers, config_class)(**{**values, "vocab_size": 1000})
-            )
-            model.save_pretrained(folder / "source")
+            drawn(case.source, vocab_size=1000).save_pretrained(folder / "source")
             if case.tokenizer is not None:
                 tokenizer_of(case.tokenizer, LENGTH).save_pretrained(folder / "source")
             convert_checkpoint(folder / "source", folder / name, max_length=256, verify=False, **case.conversion)

@@ -671,8 +671,8 @@ def test_public_repository_is_refused_before_a_private_training(
     assert not (tmp_path / "run" / "model.safetensors").exists()
 
 
-def block(metadata: str, text: str = "# x\n") -> str:
-    return f"---\n{metadata}\n---\n{text}"
+def block(metadata: str) -> str:
+    return f"---\n{metadata}\n---\n# x\n"
 
 
 BOMB = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(

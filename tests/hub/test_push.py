@@ -24,7 +24,7 @@ from tests.cli.test_commands import run
 from tests.fresh_processes import run_fresh
 from tests.hub.verbose_commands import LOUD, MARK, use_tokens
 from tests.hub_server import READER, STRANGER, WRITER, Hub, serve
-from tests.training.conftest import change_json
+from tests.saved import change_json
 
 REPO = "writer/long-bert"
 
@@ -67,7 +67,7 @@ def test_push_sends_the_whole_folder_in_one_commit(server: Hub, model: Path) -> 
 def test_pushed_card_names_the_repository_where_it_loads_the_model(server: Hub, model: Path) -> None:
     place = model.rename(model.with_name("mon modèle"))
     command = "longattn train mlm --model {model} --data long.txt --output {model}-trained"
-    change_json(place / "conversion_report.json", next_step={"command": command.split()})
+    change_json(place, "conversion_report.json", next_step={"command": command.split()})
     write_model_card(place)
     with open(place / "README.md", "a", encoding="utf-8") as card:
         card.write(f"Ask me about {place.name}.\n")
@@ -159,7 +159,7 @@ def test_push_says_that_no_class_is_named_and_uploads(
     server: Hub, model: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     for architectures, lines in ((None, 1), (["LongBertForMaskedLM"], 0)):
-        change_json(model / "config.json", architectures=architectures)
+        change_json(model, architectures=architectures)
         caplog.clear()
         push_model(model, REPO, token=WRITER)
         said = [message for message in caplog.messages if "its config.json names no class; write the class" in message]
@@ -257,7 +257,7 @@ def test_push_sends_the_files_of_a_model_and_no_others(server: Hub, model: Path)
     for name in (SENT + " " + KEPT_HERE).split():
         (model / name).parent.mkdir(parents=True, exist_ok=True)
         (model / name).write_text("{}")
-    change_json(model / "config.json", auto_map={"AutoModel": "modeling_mine.Mine"})
+    change_json(model, auto_map={"AutoModel": "modeling_mine.Mine"})
     (model / "modeling_mine.py").write_text("from .helper import x\n")
     module_folder(model, "2_Dense")
     modules = [{"path": path, "type": "a.B"} for path in ("", "1_Pooling", "2_Dense")]

@@ -35,7 +35,7 @@ from scripts.dev.tools.small_models import small_config
 from tests.cases import every_case
 from tests.largest_tensor import LargestTensor
 from tests.reference.small_models import long_model
-from tests.training.conftest import change_json
+from tests.saved import change_json
 
 HEADS, WIDTH = 4, 8
 
@@ -318,7 +318,7 @@ def test_a_diagnosis_refuses_texts_lengths_and_options_that_do_not_fit(
 
 def test_a_diagnosis_of_a_quantised_checkpoint_is_refused(checkpoint: Make, text: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(checkpoint("bert"), tmp_path / "quantised")
-    change_json(folder / "config.json", quantization_config={"quant_method": "gptq", "bits": 4})
+    change_json(folder, quantization_config={"quant_method": "gptq", "bits": 4})
     with pytest.raises(CheckpointError, match="quantised weights"):
         diagnose(folder, text, lengths=[64])
 

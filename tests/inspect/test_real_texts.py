@@ -72,7 +72,6 @@ def test_caches_of_a_decoder_have_the_bytes_that_are_promised(length: int) -> No
         vocab_size=99, hidden_size=32, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2, head_dim=8,
         intermediate_size=32, sliding_window=16, layer_types=["sliding_attention", "full_attention"] * 2,
     )  # fmt: skip
-    torch.manual_seed(0)
     model = transformers.Gemma3ForCausalLM(config).eval()
     model.set_attn_implementation("longattn")
     layers = [DeclaredAttention(4, 40, 40, left=left, right=0, cached=2 * 2 * 8) for left in (15, None, 15, None)]

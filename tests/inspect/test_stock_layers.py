@@ -19,7 +19,7 @@ from hf_longattn.inspect.stock_layers import DeclaredAttention
 from hf_longattn.modeling.backend import BACKEND, longattn_attention_forward
 from tests.cases import every_case
 from tests.cli.test_commands import run
-from tests.training.conftest import change_json
+from tests.saved import change_json
 
 SMALL = {
     "hidden_size": 32,
@@ -146,7 +146,7 @@ def test_the_estimate_for_sdpa_is_what_its_mask_takes() -> None:
 )
 def test_code_of_a_checkpoint_and_its_quantisation_are_left_alone(changes: dict[str, Any], tmp_path: Path) -> None:
     inspected(tmp_path, "bert")
-    change_json(tmp_path / "config.json", **changes, architectures=["BertForMaskedLM"])
+    change_json(tmp_path, **changes, architectures=["BertForMaskedLM"])
     (tmp_path / "evil.py").write_text("raise SystemExit('ran')")
     found = inspect_stock(tmp_path)
     assert found.class_name == "BertForMaskedLM"
@@ -159,7 +159,7 @@ def test_an_unknown_type_and_a_config_of_too_many_layers_are_refused(tmp_path: P
         ({"num_hidden_layers": 10**7}, "at most"),
     ):
         inspected(tmp_path, "bert")
-        change_json(tmp_path / "config.json", **changes)
+        change_json(tmp_path, **changes)
         with pytest.raises(CheckpointError, match=sentence):
             inspect_stock(tmp_path)
 

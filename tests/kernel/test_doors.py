@@ -117,7 +117,6 @@ def test_hidden_states_are_those_of_eager_attention(case: str, name: str, tmp_pa
 def test_models_with_sinks_take_the_name_without_flash_and_their_own_kernels_for_the_other(
     name: str, tmp_path: Path
 ) -> None:
-    torch.manual_seed(0)
     config = getattr(transformers, f"{name}Config")(**SINKS)
     model = getattr(transformers, f"{name}Model")(config).eval()
     for layer in model.layers:

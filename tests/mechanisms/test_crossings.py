@@ -23,10 +23,8 @@ from tests.shared_code import engine_of_form
 
 NAMES = list_mechanisms(grid=False)
 FORMS = [(name, causal) for causal in (False, True) for name in list_mechanisms(causal=causal, grid=False)]
-SCORED = [(name, causal) for name, causal in FORMS if mechanism_class(name).capabilities.takes_score_mod]
 STATEFUL = [name for name in list_mechanisms(causal=True, grid=False) if issubclass(mechanism_class(name), Stateful)]
 every_form = every_case(("name", "causal"), FORMS)
-every_scored_form = every_case(("name", "causal"), SCORED, of=9, code=engine_of_form)
 every_engine = every_case(("name", "causal"), FORMS, of=9, code=engine_of_form)
 """The quick tests have a quarter of the forms that share an engine, in turn."""
 LENGTHS = (37, 260)  # few pairs, which are compared densely, and more
@@ -75,31 +73,6 @@ def distance(found: Tensor, expected: Tensor) -> float:
     """Root mean square of the difference, relative to what was expected."""
     found, expected = found.detach().double(), expected.detach()
     return float(((found - expected).square().mean() / expected.square().mean()).sqrt())
-
-
-@pytest.mark.thorough
-@every_scored_form
-@every_case(("length", "q_len"), [(37, None), (260, None), (260, 1)])
-def test_a_score_term_is_asked_for_positions_of_the_sequence_only(
-    name: str, causal: bool, length: int, q_len: int | None
-) -> None:
-    """A table that is looked up by position, as a bias of a model is, needs no entry more than the text has tokens."""
-    q_len = min(q_len or length, length)
-    if q_len < length and not mechanism_class(name).capabilities.takes_fewer_queries:
-        pytest.skip("it takes whole sequences only")
-    table, heads = torch.randn(2, length, length, dtype=torch.float64), torch.randn(4, dtype=torch.float64)
-
-    def looked_up(score: Tensor, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
-        for index, low, high in ((b, 0, 2), (h, 0, 4), (q_idx, 0, length), (kv_idx, 0, length)):
-            assert ((low <= index) & (index < high)).all()
-        return score + table[b, q_idx, kv_idx] * heads[h]
-
-    q, k, v = qkv(length)
-    q = q[:, :, length - q_len :]
-    module = built(name).double()
-    for mask in (None, left_padding(length), left_padding(length).flip(1)):
-        arguments = {"causal": causal, "padding_mask": mask, "score_mod": looked_up}
-        same(attend(q, k, v, module, **arguments), reference_attend(q, k, v, module, **arguments), mask)
 
 
 @pytest.mark.thorough

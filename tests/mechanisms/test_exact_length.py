@@ -22,7 +22,7 @@ from hf_longattn.errors import OptionError
 from hf_longattn.mechanisms.common.base import Mechanism, attention_weights
 from hf_longattn.mechanisms.common.registry import mechanism_class, prototype
 from hf_longattn.modeling.attach.attention_sites import attention_sites
-from scripts.dev.tools.small_models import TEXT_FAMILIES
+from scripts.dev.tools.small_models import TEXT_FAMILIES, small_config, small_values
 from tests.cases import every_case
 from tests.grids import ONLY_QUICK, grid
 from tests.reference.small_models import long_model
@@ -30,13 +30,7 @@ from tests.reports import check_of
 from tests.samples import sampled
 from tests.shared_code import kind_of_family
 
-SIZES: dict[str, Any] = {
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "intermediate_size": 32,
-    "vocab_size": 100,
-}
+SIZES = small_values("bert")
 
 EXACT, LENGTH = 40, 100
 LENGTHS = (EXACT, LENGTH, EXACT + 1, 5)
@@ -155,7 +149,7 @@ def test_exact_length_is_refused_where_it_cannot_be_served(build: Any, words: st
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("source")
-    transformers.BertForMaskedLM(transformers.BertConfig(**SIZES, max_position_embeddings=64)).save_pretrained(folder)
+    transformers.BertForMaskedLM(transformers.BertConfig(**SIZES)).save_pretrained(folder)
     return folder
 
 
@@ -284,9 +278,7 @@ def test_exact_length_is_by_default_the_sources_length_where_that_is_exact(
 
 def test_exact_length_spares_sliding_layers_and_decoders_by_default(tmp_path: Path) -> None:
     marks = {f"{name}_token_id": 0 for name in ("pad", "bos", "eos", "cls", "sep")}
-    config = transformers.ModernBertConfig(
-        **SIZES, **marks, max_position_embeddings=64, local_attention=16, global_attn_every_n_layers=2
-    )
+    config = transformers.ModernBertConfig(**SIZES, **marks, local_attention=16, global_attn_every_n_layers=2)
     transformers.ModernBertForMaskedLM(config).save_pretrained(tmp_path / "windows")
     plan = plan_conversion(tmp_path / "windows", mechanism="window", window=8, max_length=512)
     [(name, options), *_] = [
@@ -298,8 +290,7 @@ def test_exact_length_spares_sliding_layers_and_decoders_by_default(tmp_path: Pa
     ]
     assert (name, options) == ("window", {"window": 16})
     assert str(plan.short_texts) == "of up to 64 tokens are read exactly as by the source"
-    sizes = {"vocab_size": 99, "n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 64}
-    transformers.GPT2LMHeadModel(transformers.GPT2Config(**sizes)).save_pretrained(tmp_path / "decoder")
+    transformers.GPT2LMHeadModel(small_config("gpt2")).save_pretrained(tmp_path / "decoder")
     assert plan_conversion(tmp_path / "decoder", mechanism="window", max_length=512).attention.to_dict() == {
         "mechanism": "window"
     }

@@ -59,8 +59,7 @@ def test_the_memory_layout_of_inputs_and_gradients_changes_no_result(name: str, 
         expected = with_gradients(attend(*leaves, module, **arguments), leaves, weight)
         leaves = [strided(x) for x in leaves]
         found = with_gradients(attend(*leaves, module, **arguments), leaves, strided(weight))
-        for a, b in zip(found, expected, strict=True):
-            torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
 
 @every_engine
@@ -94,8 +93,7 @@ def test_a_default_device_changes_no_result_of_a_mechanism(name: str, causal: bo
         during = with_gradients(attend(*leaves, module, **arguments), leaves, weight)
     after = with_gradients(attend(*leaves, module, **arguments), leaves, weight)
     for found in (during, after):
-        for a, b in zip(found, expected, strict=True):
-            torch.testing.assert_close(a, b, atol=1e-6, rtol=0)
+        torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
 
 
 NAN, INF = float("nan"), float("inf")

@@ -48,8 +48,7 @@ def test_linear_attention_in_many_pieces_of_features_equals_one(
         monkeypatch.setattr("hf_longattn.mechanisms.common.feature_map.FEATURES_PER_PIECE", size)
         out = attend(q, k, v, module, causal=causal)
         found.append((out, *torch.autograd.grad(out.sin().sum(), (q, k, v))))
-    for a, b in zip(*found, strict=True):
-        torch.testing.assert_close(a, b, atol=1e-9, rtol=1e-7)
+    torch.testing.assert_close(*found, atol=1e-9, rtol=1e-7)
 
 
 @pytest.mark.parametrize("name", [name for name in LINEAR if mechanism_class(name).capabilities.trains])
@@ -67,7 +66,6 @@ def test_linear_mechanisms_equal_their_definitions_for_large_queries_and_keys(
 ) -> None:
     """Whole, in pieces, step by step and defined are one, and no row knows a later key, whatever the size of the
     scores."""
-    torch.manual_seed(0)
     q, k, v = (
         size * torch.randn(2, heads, 150, 64, dtype=torch.float64) for heads, size in ((4, std), (2, std), (2, 1.0))
     )
@@ -109,7 +107,6 @@ def test_linear_mechanisms_equal_their_definitions_for_large_queries_and_keys(
 
 @pytest.mark.parametrize("causal", [False, True])
 def test_exponential_features_of_large_keys_have_the_gradients_of_the_definition(causal: bool) -> None:
-    torch.manual_seed(0)
     q, k, v = ((20 * torch.randn(1, heads, 100, 16, dtype=torch.float64)).requires_grad_() for heads in (4, 2, 2))
     module = built("performer")
     out, expected = attend(q, k, v, module, causal=causal), reference_attend(q, k, v, module, causal=causal)
@@ -200,7 +197,6 @@ def test_the_error_of_performer_falls_with_the_root_of_the_number_of_features() 
 
 
 def test_softmax_estimates_of_hybrid_are_on_the_scale_of_the_window() -> None:
-    torch.manual_seed(0)
     q, k, v = torch.randn(3, 2, 4, 90, 16)
     mechanism = build_mechanism("hybrid", num_heads=4, head_dim=16, window=16, features="taylor:feature_dim=16")
     torch.nn.init.constant_(mechanism.mixing, 40.0)  # γ = 1
@@ -231,5 +227,4 @@ def test_the_state_of_a_bf16_text_in_a_graph_is_that_outside_of_one() -> None:
         return mechanism.run(*qkv, None, AttentionCall(causal=True))[1]
 
     expected, state = run(q, k, v), torch.compile(run, backend="eager")(q, k, v)
-    for name, value in expected.items():
-        torch.testing.assert_close(state[name], value, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(state, expected, rtol=1e-4, atol=1e-4)

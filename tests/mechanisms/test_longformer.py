@@ -19,6 +19,7 @@ from hf_longattn.errors import InputError, OptionError
 from hf_longattn.mechanisms.common import masked
 from hf_longattn.mechanisms.common.base import attention_weights
 from hf_longattn.mechanisms.common.global_tokens import GlobalTokenIds
+from scripts.dev.tools.small_models import Shape, small_values
 from tests.cases import every_case
 from tests.comparisons import assert_equal_with_gradients
 from tests.grids import quickly
@@ -26,14 +27,7 @@ from tests.mechanisms.definition import Attention
 from tests.reports import tensor_counts
 
 HEADS, HEAD_DIM, WIDTH = 4, 8, 24
-SIZES: dict[str, Any] = {
-    "vocab_size": 90,
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "intermediate_size": 40,
-    "max_position_embeddings": 300,
-}
+SIZES = small_values("bert", Shape(tokens=300, vocabulary=90))
 SEPARATE = {"mechanism": "longformer", "window": 8, "separate_global": True}
 
 
@@ -106,8 +100,7 @@ def test_longformer_with_separate_global_rows_compiles_and_exports_whole(count: 
         mechanism.zero_grad()
         run(*inputs, **given).sin().sum().backward()
         gradients.append([p.grad.clone() for p in mechanism.parameters()])
-    for a, b in zip(*gradients, strict=True):
-        assert (a - b).abs().max() <= 1e-4
+    torch.testing.assert_close(*gradients, atol=1e-4, rtol=0)
 
 
 def test_longformer_parameters_have_gradients_without_global_tokens() -> None:
@@ -190,11 +183,7 @@ def test_global_token_ids_of_a_model_equal_the_same_mask() -> None:
 def test_generation_equals_the_full_forward_when_ids_are_global() -> None:
     chosen = {"mechanism": "longformer", "window": 4, "global_tokens": (), "global_token_ids": (5, 6, 7, 8)}
     config = families.FAMILIES["gpt2"].config_class(
-        vocab_size=12,
-        n_positions=64,
-        n_embd=32,
-        n_layer=2,
-        n_head=4,
+        **small_values("gpt2", Shape(vocabulary=12)),
         bos_token_id=1,
         eos_token_id=None,
         long_attention=chosen,
@@ -269,12 +258,7 @@ def test_separate_global_projections_begin_as_copies(kind: str, layer: str, own:
 def test_global_tokens_are_found_once_for_all_layers(setting: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Which waits for a GPU; and again for the next pass, though its mask is the same tensor with other values."""
     config: Any = families.LongBertConfig(
-        vocab_size=50,
-        hidden_size=16,
-        num_hidden_layers=3,
-        num_attention_heads=2,
-        intermediate_size=16,
-        max_position_embeddings=1024,
+        **small_values("bert", Shape(layers=3, tokens=1024)),
         long_attention={"mechanism": "longformer", "window": 8},
     )
     model: Any = families.LongBertModel(config).eval()
@@ -285,7 +269,7 @@ def test_global_tokens_are_found_once_for_all_layers(setting: str, monkeypatch: 
         return block_sparse_attention(q, k, v, pattern, call)
 
     monkeypatch.setattr(masked, "block_sparse_attention", recorded)
-    inputs = {"input_ids": torch.randint(50, (2, 900))}
+    inputs = {"input_ids": torch.randint(99, (2, 900))}
     if "padded" in setting:
         inputs["attention_mask"] = (torch.arange(900) < torch.tensor([[900], [831]])).long()
     if "mask" in setting:

@@ -113,29 +113,6 @@ def test_window2d_equals_its_definition_in_mask_pairs_and_gradients(
     same(attend(*inputs, mechanism, grid=sizes, prefix=prefix), softmax_over(*inputs, seen), inputs)
 
 
-PATH_CASES = [case for case in cells_of_table() if case[1] in [(17, 19), (6, 7, 8)]][::2]
-
-
-@every_case(("options", "sizes", "prefix", "mode"), PATH_CASES, of=9)
-@every_case("path", ["with a score term", "with holes"])
-def test_every_path_of_window2d_equals_its_definition(
-    path: str, options: dict[str, Any], sizes: Cell, prefix: int, mode: str
-) -> None:
-    """A mask over all pairs, and padding between the cells."""
-    grid, mechanism = Grid(sizes, prefix), built(options, mode)
-    seen, inputs = expected(options, sizes, prefix, mode)[None, None], qkv(grid)
-    arguments: dict[str, Any] = (
-        {"score_mod": lambda score, b, h, q_idx, kv_idx: score + 0.0} if "score" in path else {}
-    )
-    real = None
-    if "holes" in path:
-        real = torch.rand(2, grid.length) > 0.3
-        real[1, : grid.length // 2] = False  # some cells see nothing at all
-        arguments["padding_mask"], seen = real, seen & real[:, None, None]
-    ours = attend(*inputs, mechanism, grid=sizes, prefix=prefix, **arguments)
-    same(ours, softmax_over(*inputs, seen), inputs, real)
-
-
 class OnGrid(torch.nn.Module):
     """Shifted windows on one grid, with or without padding between the cells."""
 

@@ -127,8 +127,7 @@ def test_a_cached_state_is_copied_and_moved_but_not_cropped_unless_recorded() ->
     layer.batch_repeat_interleave(2)
     layer.batch_select_indices(torch.tensor([0, 2]))
     assert layer.state is not None
-    for name, tensor in layer.state.items():
-        assert torch.equal(tensor, copied.state[name])
+    torch.testing.assert_close(layer.state, copied.state, rtol=0, atol=0)
     assert not cache.is_croppable
     with pytest.raises(InputError, match=r"crop\(-3\) .* remove its last 0 tokens at most .*activate_past_recording"):
         layer.crop(-3)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -87,16 +87,11 @@ def seeing(model: nn.Module, *visible: Tensor) -> Iterator[None]:
 
         return hook
 
-    sites = attention_sites(model)
-    handles = [
-        site.module.register_forward_pre_hook(restrict(visible[site.layer % len(visible)]), with_kwargs=True)
-        for site in sites
-    ]
-    try:
+    with ExitStack() as hooks:
+        for site in attention_sites(model):
+            hook = restrict(visible[site.layer % len(visible)])
+            hooks.enter_context(site.module.register_forward_pre_hook(hook, with_kwargs=True))
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def defined(model: Any, grid: Any) -> list[Tensor]:

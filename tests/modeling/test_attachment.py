@@ -88,7 +88,6 @@ MECHANISMS = [
 def test_mechanisms_train_and_generate_with_heads_wider_than_hidden_states(
     base: str, name: str, options: dict[str, Any]
 ) -> None:
-    torch.manual_seed(0)
     values = small_values(base, SHAPE, pad_token_id=1, initializer_range=0.2)
     values |= {"head_dim": 12, "layer_types": ["full_attention"] * 2} if "layer_types" in values else {"head_dim": 12}
     config = FAMILIES[base].config_class(**values, long_attention={"mechanism": name, **options})

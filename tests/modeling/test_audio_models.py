@@ -41,10 +41,10 @@ MECHANISMS = (BAND, {"mechanism": "longformer", "window": 8, "global_tokens": "n
 QUICK_HEADS = grid(HEADS, lambda base, head: base == "wav2vec2" or head == base_model(base))
 
 
-def real(base: str, model: Any, output: Tensor, rows: tuple[float, ...] = SECONDS) -> list[Tensor]:
+def real(base: str, model: Any, output: Tensor) -> list[Tensor]:
     """The rows of an output by frames without those of padding; an output by sounds as it is."""
     spec: Any = FAMILIES[base].spec
-    counts = [spec.output_rows(model.config, spec.length(seconds)) for seconds in rows]
+    counts = [spec.output_rows(model.config, spec.length(seconds)) for seconds in SECONDS]
     if output.dim() < 2 or output.shape[1] != counts[0]:
         return [output]
     return [row[:count] for row, count in zip(output, counts, strict=True)]
@@ -61,8 +61,7 @@ def test_sound_with_full_attention_is_the_base(base: str, head: str, tmp_path: P
         torch.manual_seed(0)
         outputs.append(tensors(either(**inputs)))
     for of_base, of_long in zip(*outputs, strict=True):
-        for row, expected in zip(real(base, model, of_long), real(base, model, of_base), strict=True):
-            torch.testing.assert_close(row, expected, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(real(base, model, of_long), real(base, model, of_base), rtol=1e-5, atol=1e-5)
 
 
 @every_case(
@@ -82,8 +81,7 @@ def test_sound_with_a_mechanism_is_the_base_under_its_mask_with_gradients(
     with seeing(plain, *defined(model, frames_of(base, SECONDS[0]))):
         expected = real(base, model, plain(**inputs).last_hidden_state)
     states = real(base, model, model(**inputs).last_hidden_state)
-    for row, of_base in zip(states, expected, strict=True):
-        torch.testing.assert_close(row, of_base, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(states, expected, rtol=1e-9, atol=1e-9)
     for rows in (states, expected):
         sum(row.square().mean() for row in rows).backward()
     for name, parameter in plain.named_parameters():
@@ -104,8 +102,7 @@ def test_gradient_checkpointing_of_sound_changes_no_gradient(base: str, reentran
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=settings)
         model(**inputs_of(base)).last_hidden_state.square().mean().backward()
         grads.append({name: parameter.grad for name, parameter in model.named_parameters()})
-    for name, grad in grads[0].items():
-        torch.testing.assert_close(grads[1][name], grad, msg=name)
+    torch.testing.assert_close(*grads)
 
 
 @pytest.mark.thorough

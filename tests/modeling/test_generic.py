@@ -173,7 +173,6 @@ def test_enable_long_attention_refuses_unknown_mechanisms_and_models() -> None:
 
 @pytest.mark.thorough
 def test_the_backbone_of_csm_is_a_tower_beside_frame_decoder_and_codec(tmp_path: Path) -> None:
-    torch.manual_seed(0)
     config = getattr(transformers, f"{SYNTHESIS}Config")(**FRAMES)
     getattr(transformers, f"{SYNTHESIS}ForConditionalGeneration")(config).save_pretrained(tmp_path / "plain")
     towers = {"backbone": {"mechanism": "window", "window": 8}}
@@ -361,7 +360,6 @@ CAUSAL_TEXTS = ["CLIP", "CLIPSeg", "MetaClip2", "OwlViT", "Owlv2", "XCLIP"]
 def test_text_towers_that_are_causal_by_each_call_are_known_to_be(name: str) -> None:
     """Their attention modules say is_causal=False; a mechanism without a causal form would be counted, diagnosed and
     attached wrongly."""
-    torch.manual_seed(0)
     model: Any = getattr(transformers, f"{name}TextModel")(getattr(transformers, f"{name}TextConfig")(**TEXT)).eval()
     assert all(site.causal and not site.module.is_causal for site in attention_sites(model))
     ids = torch.randint(5, 190, (1, 16))

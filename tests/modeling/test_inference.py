@@ -133,17 +133,6 @@ def test_every_mechanism_runs_in_an_optimised_model(name: str) -> None:
         assert fast(**inputs).last_hidden_state.isfinite().all()
 
 
-def test_an_optimised_model_generates() -> None:
-    model = long_model("llama", "LlamaForCausalLM", WINDOW)
-    inputs = batch(left=True)
-    options = {"max_new_tokens": 5, "do_sample": False, "pad_token_id": 1}
-    expected = model.generate(**inputs, **options)
-    assert torch.equal(
-        hf_longattn.optimize_for_inference(copy.deepcopy(model), "fp32").generate(**inputs, **options), expected
-    )
-    assert hf_longattn.optimize_for_inference(model, "int8").generate(**inputs, **options).shape == expected.shape
-
-
 def test_inputs_that_are_not_of_tokens_are_not_cut_into_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     """I-BERT gives its blocks a scale beside the hidden states."""
     monkeypatch.setattr(optimize, "TOKENS_PER_PIECE", 4)

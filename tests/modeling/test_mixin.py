@@ -139,8 +139,7 @@ def test_gradient_checkpointing_changes_no_gradient(base: str, reentrant: bool) 
         is_global[:, 3] = 1
         model(tokens(2, 40), global_attention_mask=is_global).last_hidden_state.square().mean().backward()
         gradients.append([p.grad for p in model.parameters() if p.grad is not None])
-    for a, b in zip(*gradients, strict=True):
-        assert torch.allclose(a, b, atol=1e-6)
+    torch.testing.assert_close(*gradients, atol=1e-6, rtol=1e-5)
 
 
 @every_case("name", ["bigbird", "hybrid", "longformer", "nystrom", "window", "full"])
@@ -351,7 +350,6 @@ def page(count: int) -> list[tuple[str, list[int]]]:
 
 
 def test_answers_about_a_page_are_those_of_the_base(tmp_path: Path) -> None:
-    torch.manual_seed(0)
     layoutlm(tmp_path / "short")
     convert_checkpoint(
         tmp_path / "short", tmp_path / "long", mechanism="longformer", window=1024, max_length=2048, verify=False

@@ -381,7 +381,6 @@ def test_flash_attention_is_told_the_window_of_each_layer(
 @pytest.mark.parametrize("base", ["gpt2", "mistral"])
 def test_generation_by_flash_attention_keeps_what_the_widest_layer_sees(base: str) -> None:
     """Mistral's own window, by which its caches would be cropped, is narrower."""
-    torch.manual_seed(0)
     head = {"gpt2": "LongGPT2LMHeadModel", "mistral": "LongMistralForCausalLM"}[base]
     changes = {"sliding_window": 8} if base == "mistral" else {}
     attention = {"mechanism": "window", "window": 20, "layers": {1: {"mechanism": "full"}}}

@@ -5,12 +5,14 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
+import inspect
 import json
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+import transformers
 from torch import Tensor
 
 from hf_longattn.errors import BackendError, LongAttentionError
@@ -72,19 +74,14 @@ class Crossing:
             for other in self.ways:
                 if (reason := way.apart.get(other.name)) is not None:
                     return reason
-        model_class = self._class()
+        model_class = FAMILIES[self.base].long_class_of(getattr(transformers, head_of(self.row)))
         if "left" in self.layouts and not self._takes_positions(model_class) and FAMILIES[self.base].position_tables:
             return "without position_ids, padding on the left moves positions in transformers as well"
         if len(self.layouts & {"documents", "restarts", "offsets"}) > 1:
             return "two ways to say the same"
         return None
 
-    def _class(self) -> Any:
-        return FAMILIES[self.base].long_class_of(_base_class(self.row))
-
     def _takes_positions(self, model_class: Any) -> bool:
-        import inspect
-
         return "position_ids" in inspect.signature(model_class.forward).parameters
 
     def model(self, *, shared: bool = False) -> Any:
@@ -380,12 +377,6 @@ def _built(row: str, long_attention: str, values: str) -> Any:
     return long_model(row.partition(":")[0], head_of(row), json.loads(long_attention), **json.loads(values)).to(
         torch.float64
     )
-
-
-def _base_class(row: str) -> Any:
-    import transformers
-
-    return getattr(transformers, head_of(row))
 
 
 def _known(base: str, values: dict[str, Any]) -> dict[str, Any]:

@@ -3,6 +3,7 @@ says."""
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 import itertools
@@ -122,17 +123,13 @@ def inputs_of(model: Any, head: str) -> dict[str, Any]:
 def runs_of(model: Any, inputs: dict[str, Any]) -> list[dict[str, Any]]:
     """The arguments of every run of a base model."""
     runs: list[dict[str, Any]] = []
-    hooks = [
-        base.register_forward_pre_hook(lambda module, args, kwargs: runs.append(kwargs), with_kwargs=True)
-        for base in model.modules()
-        if isinstance(base, LongBaseModelMixin)
-    ]
-    try:
-        with torch.no_grad():
-            model(**inputs)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with torch.no_grad(), contextlib.ExitStack() as hooks:
+        for base in model.modules():
+            if isinstance(base, LongBaseModelMixin):
+                hooks.enter_context(
+                    base.register_forward_pre_hook(lambda module, args, kwargs: runs.append(kwargs), with_kwargs=True)
+                )
+        model(**inputs)
     return runs
 
 

@@ -8,10 +8,9 @@ to ``scripts/dev/results/modes.md``, and the tests hold every cell to what is wr
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -152,13 +151,10 @@ def as_tuples(call: Call) -> Call:
 
     def run(model: Any, arguments: dict[str, Any]) -> Fields:
         by_name: list[Any] = []
-        handle = model.register_forward_hook(lambda module, args, outputs: by_name.append(outputs))
-        with handle_removed(handle):
+        with model.register_forward_hook(lambda module, args, outputs: by_name.append(outputs)):
             fields = call(model, dict(arguments))
             first = by_name[-1].to_tuple()
-            kept = len(by_name)
             plain = model(**{**arguments, "return_dict": False})
-        assert kept
         assert isinstance(plain, tuple)
         for one, other in zip(plain, first, strict=True):
             _same(one, other)
@@ -175,14 +171,6 @@ def _same(one: Any, other: Any) -> None:
             _same(a, b)
 
 
-@contextlib.contextmanager
-def handle_removed(handle: Any) -> Iterator[None]:
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
 def with_memory(call: Call) -> Call:
     """Thirteen tokens at a time, with the memory of those before."""
 
@@ -195,8 +183,7 @@ def with_memory(call: Call) -> Call:
                 for name, value in arguments.items()
             }
             outputs: list[Any] = []
-            handle = model.register_forward_hook(lambda module, args, out, outputs=outputs: outputs.append(out))
-            with handle_removed(handle):
+            with model.register_forward_hook(lambda module, args, out, outputs=outputs: outputs.append(out)):
                 parts.append(call(model, {**piece, "memory": memory}))
             memory = outputs[-1].memory
         return along_the_text(parts)
@@ -222,8 +209,7 @@ def decoding(call: Call) -> Call:
                 if name in arguments or name == "attention_mask":
                     piece[name] = (mask if name == "attention_mask" else arguments[name])[:, :end]
             outputs: list[Any] = []
-            handle = model.register_forward_hook(lambda module, args, out: outputs.append(out))
-            with handle_removed(handle):
+            with model.register_forward_hook(lambda module, args, out: outputs.append(out)):
                 fields = call(model, {**piece, "past_key_values": cache[0], "use_cache": True})
             cache[0] = outputs[-1].past_key_values
             return fields
@@ -317,7 +303,6 @@ def checkpointed(model: Any) -> Any:
 
 OWN_LOSS = "every call has a loss of its own"
 ONE_FUNCTION = "both replace the call"
-INFERENCE = "inference mode"
 COARSE = 0.1
 
 WAYS: dict[str, Way] = {

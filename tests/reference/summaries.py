@@ -16,6 +16,18 @@ from tests.reports import tensor_counts
 from tests.trained import REAL_TEXT, tokenizer_of
 
 STEPS, BATCH = 16, 4
+SIZES: dict[str, Any] = {
+    "vocab_size": 1000,
+    "d_model": 64,
+    "encoder_layers": 3,
+    "decoder_layers": 2,
+    "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4,
+    "encoder_ffn_dim": 128,
+    "decoder_ffn_dim": 128,
+    "dropout": 0.0,
+}
+"""Of the models."""
 FIRST = 5
 """The tokenizer's ids are moved up, so that the special tokens of a model have none of its pieces."""
 

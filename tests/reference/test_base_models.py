@@ -130,18 +130,6 @@ def test_longformer_models_equal_their_base_under_the_dense_mask(base: str, glob
         assert (parameter.grad - gradients[name].grad).abs().max() < 1e-4, name
 
 
-def test_position_zero_is_global_in_longformer_by_default() -> None:
-    plain, longer = pair("bert", None, {"mechanism": "longformer", "window": WINDOW})
-    mask = padding(3, LENGTH)
-    is_global = torch.zeros(3, LENGTH, dtype=torch.bool)
-    is_global[:, 0] = True
-    ids = tokens(3, LENGTH)
-    with torch.no_grad():
-        expected = plain(ids, attention_mask=dense_mask(WINDOW, mask, is_global)).last_hidden_state
-        found = longer(ids, attention_mask=mask).last_hidden_state
-    assert (expected - found)[mask.bool()].abs().max() < 1e-4
-
-
 def test_layers_with_windows_of_different_widths_equal_their_dense_masks() -> None:
     windows = [16, 64, 200]
     layers = {layer: {"window": window} for layer, window in enumerate(windows)}

@@ -296,6 +296,7 @@ class ATable:
         self.table = torch.randn(batch, heads, length, length, dtype=torch.float64, requires_grad=True)
 
     def __call__(self, score: Tensor, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
+        assert all((index >= 0).all() for index in (q_idx, kv_idx))
         return score + self.table[b, h, q_idx, kv_idx].to(score.dtype)
 
 

@@ -16,8 +16,10 @@ from transformers.models.big_bird.modeling_big_bird import BigBirdAttention, Big
 import hf_longattn.families as families
 from hf_longattn import attend, build_mechanism
 from hf_longattn.families import FAMILIES
+from scripts.dev.tools.small_models import Shape, small_values
 from tests.cases import every_case
 from tests.grids import alternately
+from tests.reference import summaries
 from tests.reference.summaries import adopted as adopted_summarizer
 from tests.reference.summaries import assert_same_summaries, assert_same_texts, real_texts
 
@@ -82,12 +84,7 @@ def test_bigbird_counts_the_first_block_as_transformers_does() -> None:
 
 
 SETTINGS = {
-    "vocab_size": 200,
-    "hidden_size": 32,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 2,
-    "intermediate_size": 48,
-    "max_position_embeddings": 1024,
+    **small_values("big_bird", Shape(layers=3, heads=2, tokens=1024, vocabulary=200)),
     "block_size": BLOCK,
     "num_random_blocks": RANDOM,
     "initializer_range": 0.2,
@@ -204,18 +201,10 @@ def test_a_bigbird_decoder_and_its_cross_attention_are_those_of_bert() -> None:
 
 LENGTH, DECODED = 512, 48
 SIZES: dict[str, Any] = {
-    "vocab_size": 1000,
-    "d_model": 64,
-    "encoder_layers": 3,
-    "decoder_layers": 2,
-    "encoder_attention_heads": 4,
-    "decoder_attention_heads": 4,
-    "encoder_ffn_dim": 128,
-    "decoder_ffn_dim": 128,
+    **summaries.SIZES,
     "max_position_embeddings": LENGTH,
     "block_size": 16,
     "num_random_blocks": 2,
-    "dropout": 0.0,
 }
 
 

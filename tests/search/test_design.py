@@ -25,7 +25,7 @@ from tests.cli.test_commands import output
 CPU = torch.device("cpu")
 
 
-def shape(causal: bool = False) -> ModelShape:
+def shape() -> ModelShape:
     return ModelShape(
         layers=2,
         heads=2,
@@ -33,7 +33,7 @@ def shape(causal: bool = False) -> ModelShape:
         head_dim=16,
         hidden=32,
         intermediate=64,
-        causal=causal,
+        causal=False,
         matrix_parameters=0,
         element_bytes=4,
     )

@@ -89,9 +89,9 @@ def image(seed: int, size: tuple[int, int] = (300, 200)) -> Any:
     return Image.fromarray(noise.clip(0, 255).astype(np.uint8))
 
 
-def sorted_files(folder: Path, labels: tuple[str, str], write: Callable[[Path, int], None], count: int = 8) -> None:
+def sorted_files(folder: Path, labels: tuple[str, str], write: Callable[[Path, int], None]) -> None:
     """A folder with a sub-folder for each label."""
-    for number in range(count):
+    for number in range(8):
         (folder / labels[number % 2]).mkdir(parents=True, exist_ok=True)
         write(folder / labels[number % 2], number)
 

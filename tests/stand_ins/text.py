@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import BertConfig, BertForMaskedLM
 
+from tests.saved import label_config
 from tests.stand_ins import Setting, made, page, stand_in
 
 HOUSES = [("Ada", "red"), ("Bea", "green"), ("Carl", "blue"), ("Dora", "white")]
@@ -19,23 +19,7 @@ HOUSES = [("Ada", "red"), ("Bea", "green"), ("Carl", "blue"), ("Dora", "white")]
 @stand_in("google-bert/bert-base-uncased")
 def bert(folder: Path) -> None:
     """A BERT of 512 tokens."""
-    from tests.trained import tokenizer_of
-
-    tokenizer = tokenizer_of("bert", 512)
-    torch.manual_seed(0)
-    model = BertForMaskedLM(
-        BertConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=32,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            intermediate_size=64,
-            hidden_dropout_prob=0.0,
-            attention_probs_dropout_prob=0.0,
-        )
-    )
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    small("bert", "BertForMaskedLM", folder, 512, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
 
 
 def small(base: str, head: str, folder: Path, length: int, pieces: str = "", **values: Any) -> Any:
@@ -96,35 +80,20 @@ def bert_reviews(folder: Path) -> None:
     from hf_longattn import convert_checkpoint
 
     plain = folder.with_name("bert-reviews")
-    small(
-        "bert",
-        "BertForSequenceClassification",
-        plain,
-        512,
-        id2label={0: "bad", 1: "good"},
-        label2id={"bad": 0, "good": 1},
-    )
+    small("bert", "BertForSequenceClassification", plain, 512, **label_config(["bad", "good"]))
     convert_checkpoint(plain, folder, mechanism="longformer", verify=False, window=512, max_length=4096)
 
 
 @stand_in("dslim/bert-base-NER")
 def tagger(folder: Path) -> None:
-    names = ["O", "B-PER", "I-PER", "B-LOC", "I-LOC"]
-    small(
-        "bert",
-        "BertForTokenClassification",
-        folder,
-        512,
-        id2label=dict(enumerate(names)),
-        label2id={n: i for i, n in enumerate(names)},
-    )
+    labels = label_config(["O", "B-PER", "I-PER", "B-LOC", "I-LOC"])
+    small("bert", "BertForTokenClassification", folder, 512, **labels)
 
 
 @stand_in("my-classifier", "my-nli-model", "my-reranker")
 def classifier(folder: Path) -> None:
     names = ["score"] if folder.name == "my-reranker" else ["contradiction", "neutral", "entailment"]
-    labels = {"id2label": dict(enumerate(names)), "label2id": {name: number for number, name in enumerate(names)}}
-    small("bert", "BertForSequenceClassification", folder, 512, **labels)
+    small("bert", "BertForSequenceClassification", folder, 512, **label_config(names))
 
 
 @stand_in("my-reader")
@@ -135,14 +104,14 @@ def reader(folder: Path) -> None:
 @stand_in("protectai/deberta-v3-base-prompt-injection-v2")
 def guardrail(folder: Path) -> None:
     """Without a table of positions, as the published one."""
-    names: dict[str, Any] = {"id2label": {0: "SAFE", 1: "INJECTION"}, "label2id": {"SAFE": 0, "INJECTION": 1}}
-    values = {
+    values: dict[str, Any] = {
         "relative_attention": True,
         "pos_att_type": ["p2c", "c2p"],
         "position_buckets": 256,
         "position_biased_input": False,
+        **label_config(["SAFE", "INJECTION"]),
     }
-    small("deberta-v2", "DebertaV2ForSequenceClassification", folder, 512, **values, **names)
+    small("deberta-v2", "DebertaV2ForSequenceClassification", folder, 512, **values)
 
 
 @stand_in("allenai/longformer-base-4096")

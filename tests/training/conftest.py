@@ -60,7 +60,7 @@ def texts(tmp_path: Path) -> str:
     return written_texts(tmp_path / "texts", 12_000)
 
 
-def written_texts(folder: Path, most: int | None = None) -> str:
+def written_texts(folder: Path, most: int) -> str:
     """A new folder with the sources in text files, of at most so many characters each."""
     folder.mkdir()
     for number, source in enumerate(SOURCES):
@@ -95,11 +95,6 @@ def write_rows(rows: Iterable[dict[str, Any]], path: Path) -> str:
     """Write rows as JSON lines, and return the file's name."""
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return str(path)
-
-
-def change_json(file: Path, **fields: Any) -> None:
-    """Give the object in a JSON file other values of these fields."""
-    file.write_text(json.dumps({**json.loads(file.read_text()), **fields}))
 
 
 def losses(run: dict[str, Any] | Path) -> list[float]:
@@ -144,8 +139,3 @@ def quick(task: str, model: str | Path, output: Path, data: Any = None, **change
     if data is not None:
         values["data"] = data if isinstance(data, list) else [str(data)]
     return start_task(task, **values)
-
-
-def label_config(names: list[str]) -> dict[str, Any]:
-    """The arguments of a config with these classes."""
-    return {"id2label": dict(enumerate(names)), "label2id": {name: number for number, name in enumerate(names)}}

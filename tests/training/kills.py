@@ -99,13 +99,13 @@ def run(task: str, arguments: list[str], point: str = "", count: int = 1) -> Non
     os._exit(code)
 
 
-def doom(how: str, step: int = 3) -> None:
-    """Let this process end in its training step number ``step``: by "kill" (-9) or "raise" (bad data)."""
+def doom(how: str) -> None:
+    """Let this process end in its third training step: by "kill" (-9) or "raise" (bad data)."""
     training_step, steps = Trainer.training_step, []
 
     def doomed(*args: Any, **kwargs: Any) -> Any:
         steps.append(1)
-        if len(steps) == step:
+        if len(steps) == 3:
             if how == "raise":
                 raise DataError("row 7 of train.jsonl cannot be read")
             os.kill(os.getpid(), signal.SIGKILL)

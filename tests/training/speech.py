@@ -37,7 +37,6 @@ SHAPE: dict[str, Any] = {
     "final_dropout": 0.0,
     "activation_dropout": 0.0,
 }
-SAMPLES_PER_FRAME = 160
 
 
 def speech(text: str, seed: int = 0) -> np.ndarray[Any, Any]:

@@ -26,18 +26,11 @@ import hf_longattn
 from hf_longattn import LongBertForMaskedLM
 from hf_longattn.training.recipes import CONFIGS
 from hf_longattn.training.trainer import LongTrainer
+from scripts.dev.tools.small_models import Shape, small_values
 from tests.ranks import Ranks, announce, free_port
 from tests.training.conftest import ROOT, checkpoint, converted, losses
 from tests.training.kills import run_rank
 
-SHAPE = {
-    "vocab_size": 99,
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "intermediate_size": 48,
-    "max_position_embeddings": 256,
-}
 ROUTING = {"mechanism": "routing", "num_clusters": 4, "window_per_cluster": 48, "decay": 0.9}
 
 
@@ -58,7 +51,9 @@ def collate(rows: list[dict[str, Tensor]]) -> dict[str, Tensor]:
 def trainer_for(attention: dict[str, Any], epochs: int, rate: float) -> LongTrainer:
     torch.manual_seed(0)
     model = hf_longattn.LongLlamaForCausalLM(
-        hf_longattn.LongLlamaConfig(**SHAPE, long_attention=attention, use_cache=False)
+        hf_longattn.LongLlamaConfig(
+            **small_values("llama", Shape(tokens=256)), long_attention=attention, use_cache=False
+        )
     )
     # 24 examples: accelerate fills a last batch that is short with the first examples
     data = [{"input_ids": torch.randint(5, 99, (int(torch.randint(90, 200, (1,))),))} for _ in range(24)]

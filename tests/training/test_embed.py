@@ -30,7 +30,8 @@ from hf_longattn.training.tasks.embed import (
 )
 from scripts import prepare_longembed
 from tests.grids import quickly
-from tests.training.conftest import change_json, checkpoint, converted, losses, quick, write_rows
+from tests.saved import change_json
+from tests.training.conftest import checkpoint, converted, losses, quick, write_rows
 from tests.training.test_options import DATA
 
 
@@ -138,7 +139,7 @@ def test_embedding_models_keep_the_converted_length_after_shorter_training(
     short = checkpoint("mlm", tmp_path / "short", tokenizer)
     (st.CrossEncoder(short, num_labels=1) if reranker else st.SentenceTransformer(short)).save_pretrained(str(source))
     for name, field, length in (("tokenizer", "model_max_length", 64), ("sentence_bert", "max_seq_length", 32)):
-        change_json(source / f"{name}_config.json", **{field: length})
+        change_json(source, f"{name}_config.json", **{field: length})
     convert_checkpoint(source, long, mechanism="window", max_length=128, window=16, verify=False)
     text = "def tree(node): return node.name " * 40
     data = write_rows(

@@ -31,7 +31,8 @@ from hf_longattn.training import load_multitask_head, run
 from hf_longattn.training.tasks import task_names
 from scripts.dev.tools.small_models import Shape, small_config
 from tests.cases import every_case
-from tests.training.conftest import change_json, checkpoint, label_config, launched, quick
+from tests.saved import change_json, label_config
+from tests.training.conftest import checkpoint, launched, quick
 from tests.training.speech import sentences, speech_checkpoint, spoken
 from tests.training.test_classify import WORDS, rows, table
 from tests.training.test_multitask import three_tasks
@@ -91,7 +92,6 @@ def answers(model: str, texts: list[str]) -> list[int]:
 def test_evaluate_refuses_checkpoints_without_weights_of_head(
     tmp_path: Path, tokenizer: PreTrainedTokenizerBase, scored: Scored
 ) -> None:
-    torch.manual_seed(0)
     base = checkpoint("mlm", tmp_path / "mlm", tokenizer)
     for name, model in (
         ("bert", BertModel(small_config("bert", SHAPE))),
@@ -126,7 +126,7 @@ def test_evaluate_refuses_a_head_of_another_size(
     tmp_path: Path, tokenizer: PreTrainedTokenizerBase, scored: Scored
 ) -> None:
     model = classifier(tmp_path / "model", tokenizer)
-    change_json(tmp_path / "model" / "config.json", **label_config(["a", "b"]))
+    change_json(tmp_path / "model", **label_config(["a", "b"]))
     code, said, _ = scored("classify", "--model", model, "--data", table(tmp_path, [{"text": "for", "label": "a"}]))
     assert code == 1
     assert "lacks weights of BertForSequenceClassification: classifier of this size; give a checkpoint" in said

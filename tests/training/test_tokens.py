@@ -15,7 +15,8 @@ from hf_longattn.data.sources import DataError
 from hf_longattn.data.tokenization import IGNORED
 from hf_longattn.errors import OptionError
 from hf_longattn.training.tasks.tokens import TokenDataArguments, read_tagged, tag_scores, tagged_rows, to_windows
-from tests.training.conftest import change_json, checkpoint, converted, quick, write_rows
+from tests.saved import change_json
+from tests.training.conftest import checkpoint, converted, quick, write_rows
 
 NAMES = {"tree": "THING", "file": "THING", "node": "PLACE", "path": "PLACE"}
 
@@ -52,7 +53,7 @@ def test_tagging_scores_and_tags_do_not_depend_on_the_padding_side(
     names = ["B-PLACE", "O", "B-THING", "I-THING"]
     AutoModelForTokenClassification.from_pretrained(short, id2label=dict(enumerate(names))).save_pretrained(short)
     shutil.copytree(short, tmp_path / "left")
-    change_json(tmp_path / "left" / "tokenizer_config.json", padding_side="left", truncation_side="left")
+    change_json(tmp_path / "left", "tokenizer_config.json", padding_side="left", truncation_side="left")
     data = write_rows(tagged(8), tmp_path / "data.jsonl")
     held = write_rows(
         [*tagged(6), {"tokens": ["tree", "new"], "ner_tags": ["B-THING", "I-THING"]}], tmp_path / "held.jsonl"

@@ -136,6 +136,12 @@ def scores_of(
     return score_mod(scores, torch.tensor(b), torch.tensor(h), torch.tensor(i), torch.tensor(positions))
 
 
+def scores_of_query(head: Head, row: int, i: int, keys: list[int], call: Call) -> Tensor:
+    """The scores of query ``i``, which is number ``row`` of the queries of a head, and of its keys."""
+    given = {"scaling": call.scaling, "score_mod": call.score_mod}
+    return scores_of(head.q[row], head.k[keys], keys, **given, b=head.b, h=head.h, i=i)
+
+
 def attend_to_seen(
     q: Tensor, k: Tensor, v: Tensor, call: Call, output: Callable[[Head, int, list[int], Tensor], Tensor]
 ) -> Tensor:
@@ -149,17 +155,7 @@ def attend_to_seen(
             if i not in head.real:
                 rows.append(torch.zeros(q.shape[-1], dtype=torch.float64))
                 continue
-            scores = scores_of(
-                head.q[row],
-                head.k[keys],
-                keys,
-                scaling=call.scaling,
-                score_mod=call.score_mod,
-                b=head.b,
-                h=head.h,
-                i=i,
-            )
-            rows.append(output(head, i, keys, scores))
+            rows.append(output(head, i, keys, scores_of_query(head, row, i, keys, call)))
         outputs.append(rows)
     return together(outputs, q)
 
@@ -180,16 +176,7 @@ def masked_attention(q: Tensor, k: Tensor, v: Tensor, sees: Sees, call: Call) ->
             if not keys:
                 rows.append(torch.zeros(q.shape[-1], dtype=torch.float64))
                 continue
-            scores = scores_of(
-                head.q[row],
-                head.k[keys],
-                keys,
-                scaling=call.scaling,
-                score_mod=call.score_mod,
-                b=head.b,
-                h=head.h,
-                i=i,
-            )
+            scores = scores_of_query(head, row, i, keys, call)
             times = torch.tensor([float(times) for _, times in counted if times], dtype=torch.float64)
             weights = times * torch.exp(scores - scores.max())
             rows.append(weights / weights.sum() @ head.v[keys])
