@@ -30,6 +30,10 @@ NOT_TYPED: dict[str, dict[str, str]] = {
         ".venv/bin/p": "is for the file that was added, and is these tests",
         "from typing import Any": SHOWN_ELSEWHERE + "tests/families/test_new_family.py",
     },
+    "docs/results/rivals.md": {
+        "python -m scripts.dev.benchmarks.rivals --setup": "downloads, and makes graphs for an hour",
+        "python -m scripts.dev.benchmarks.rivals --minutes": TIMES,
+    },
     "docs/results/speed.md": {
         "python -m scripts.dev.benchmarks attention": TIMES,
         "python -m scripts.dev.benchmarks model": TIMES,

@@ -36,6 +36,7 @@ from scripts.dev.benchmarks import (
 from scripts.dev.benchmarks.gpu_check import markdown as gpu_markdown
 from scripts.dev.benchmarks.memory import footprint_table
 from scripts.dev.benchmarks.report import markdown_table, where
+from scripts.dev.benchmarks.rivals import table as rivals
 from scripts.dev.studies import decoder
 from scripts.dev.tools import derived, first_look, launches, mechanism_pages
 from scripts.dev.tools.check_derived import VERIFIED
@@ -290,6 +291,8 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "launches-of-inputs": lambda: launches.table_of_inputs(stored("launches")["rows"]),
     "engines": partial(measured, "engines", engines.table),
     "half-weights": lambda: half_weights.table(stored("half_weights")),
+    "rivals": lambda: rivals.markdown(stored("rivals")),
+    "rivals-brief": lambda: rivals.brief(stored("rivals")),
     "onnx-graphs": partial(measured, "onnx_graphs", onnx_graphs.table),
     **{name: partial(measured, name, footprint_table) for name in ("memory", "memory-deberta-v2")},
     "decoder-loss": lambda: decoder.loss_table(stored("decoder")),
