@@ -11,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import sys
-from collections.abc import Collection
 from typing import Any, Literal
 
 import torch
@@ -374,18 +373,13 @@ def weights_requested(kwargs: dict[str, Any], by_default: bool = False) -> bool:
         requested = by_default
     if requested or kwargs.get(COLLECT_WEIGHTS):
         return True
-    names = collected_outputs()
-    return bool(names) and any("attentions" in name for name in names)
-
-
-def collected_outputs() -> Collection[str] | None:
-    """Names of the outputs that transformers collects from the layers of the running model; ``None`` if unknown."""
     active = getattr(output_capturing, "_active_collector", None)
     if active is None:
         if not torch.compiler.is_compiling():
             warn_missing("attentions_collected")
-        return None
-    return (active.global_var if torch.compiler.is_compiling() else active.get()) or ()
+        return False
+    collector = active.global_var if torch.compiler.is_compiling() else active.get()
+    return bool(collector) and any("attentions" in name for name in collector)
 
 
 def _read(

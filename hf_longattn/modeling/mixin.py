@@ -601,7 +601,9 @@ class LongBaseModelMixin(LongAttentionMixin):
 
         runs: whether mechanisms run, and not the base's attention.
         """
-        tokens = input_of(arguments)
+        tokens = arguments.get("input_ids")
+        if tokens is None:
+            tokens = arguments.get("inputs_embeds")
         names_no_tokens = arguments.get("position_ids") is None and arguments.get("attention_mask") is None
         if torch.compiler.is_compiling() and names_no_tokens:
             rule_out_packing(arguments)

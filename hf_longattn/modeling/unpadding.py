@@ -19,13 +19,14 @@ import torch
 import transformers.masking_utils as masking
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.utils import output_capturing
 
 from ..engines.batch import Batch, PassCache, cached_on, for_one_pass, in_graph
 from ..errors import BackendError, InputError
 from ..memory.decode_cache import find_cache
-from ..names import BACKEND, require
+from ..names import BACKEND, require, warn_missing
 from .attach.attention_sites import attention_sites
-from .backend import collected_outputs, weights_requested
+from .backend import weights_requested
 from .declared import DeclaredMask
 from .family.long_config import attention_implementation
 from .generic import enable_long_attention, stacks_of
@@ -198,8 +199,7 @@ class UnpaddedLayer:
             joined = torch.cat([output[0] for output in outputs], 1)
             if any(isinstance(value, Tensor) for value in further):
                 raise InputError("its layers return more than hidden states")
-        collected = collected_outputs()
-        if self.ends or collected is None or "hidden_states" in collected:
+        if self.ends or _collects_states():
             joined = tokens.padded(joined)
         return joined if returns_tensor else (joined, *further)
 
@@ -222,6 +222,15 @@ def _needs_padding(mask: Any, arguments: dict[str, Any]) -> bool:
     if find_cache(arguments.values()) is not None or weights_requested(arguments):
         return True
     return isinstance(mask, DeclaredMask) and (not mask.exact or bool(mask._labels))
+
+
+def _collects_states() -> bool:
+    """Whether transformers collects hidden states from the layers of the running model."""
+    active = getattr(output_capturing, "_active_collector", None)
+    if active is None:
+        warn_missing("attentions_collected")
+        return True
+    return "hidden_states" in (active.get() or {})
 
 
 def unpad(model: Model) -> Model:

@@ -325,7 +325,10 @@ def test_stock_checkpoint_loads_where_hf_longattn_is_not_installed(
     [
         (["export", "LONG", "OUT", "--format", "native"], "Layer 0 has 'strided'"),
         (["export", "SHORT", "OUT", "--format", "native"], "is a short checkpoint"),
-        (["export", "LONG", "OUT", "--format", "tensorrt"], "Unknown format 'tensorrt'; expected onnx, torch or"),
+        (
+            ["export", "LONG", "OUT", "--format", "tensorrt"],
+            "Unknown format 'tensorrt'; expected onnx, openvino, torch or",
+        ),
     ],
 )
 def test_native_export_refuses_bad_input(

@@ -273,7 +273,7 @@ def test_cross_encoders_score_all_windows_of_a_document(tokenizer: Any, tmp_path
         expected = pytest.approx(encoder.predict(pairs, **settings), abs=1e-5)
         assert whole((pair for pair in pairs), **settings) == expected
         assert whole(np.array(pairs), **settings) == expected
-    with pytest.raises(OptionError, match="follows activation_fn and apply_softmax; leave batch_size out"):
+    with pytest.raises(OptionError, match="takes activation_fn and apply_softmax alone; leave batch_size out"):
         whole(pairs, batch_size=4)
     for wrong in ("abc", None, ("Who ruled?",), ("a", "b", "c"), [("a", None)], {"text": "a", "text_pair": "b"}):
         with pytest.raises(InputError, match=r"CrossEncoder reads a pair of two texts, such as .*, not "):

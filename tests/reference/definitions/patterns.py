@@ -103,7 +103,9 @@ def define_segmented(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, call: C
     return out
 
 
-def sees_segmented(module: nn.Module, k: Tensor, causal: bool, padding_mask: Tensor | None) -> Sees:
+def sees_segmented(
+    module: nn.Module, k: Tensor, causal: bool, padding_mask: Tensor | None, global_mask: Tensor | None = None
+) -> Sees:
     """The mask of ``none`` and ``previous``."""
     size, reach = module.options.block_size, int(module.options.integration == "previous")
     starts = first_tokens(padding_mask, k.shape[0], k.shape[2])

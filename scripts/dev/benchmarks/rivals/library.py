@@ -8,10 +8,11 @@ Optimum needs transformers 4, so its packages lie in a folder of their own. torc
 from __future__ import annotations
 
 import shutil
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
+
+from scripts.dev.benchmarks.rivals.plan import arguments
 
 PACKAGES = (
     "sentence-transformers==5.1.2",
@@ -90,4 +91,5 @@ def source_of(home: Path) -> Path:
 
 
 if __name__ == "__main__":
-    make(Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3]))
+    folder, graph, output = arguments(__doc__, "source", "graph", "output")
+    make(Path(folder), graph, Path(output))

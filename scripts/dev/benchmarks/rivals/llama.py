@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from scripts.dev.benchmarks.rivals.plan import arguments
 from scripts.dev.real import LLAMA_CPP
 
 F32, F16, FLASH, NO_POOLING, ERROR, UBATCH = 0, 1, 1, 0, 4, 512
@@ -78,7 +79,7 @@ def log_errors(level: int, text: bytes, _: int) -> None:
 def library() -> Any:
     """The functions of llama.cpp."""
     found = ctypes.CDLL(str(LLAMA_CPP / "xllamacpp" / "xllamacpp.abi3.so"))
-    for name, result, arguments in (
+    for name, result, parameters in (
         ("llama_model_default_params", ModelParams, ()),
         ("llama_context_default_params", ContextParams, ()),
         ("llama_model_load_from_file", c_void_p, (c_char_p, ModelParams)),
@@ -99,7 +100,7 @@ def library() -> Any:
         ("llama_log_set", None, (LOG, c_void_p)),
     ):
         function = getattr(found, name)
-        function.restype, function.argtypes = result, arguments
+        function.restype, function.argtypes = result, parameters
     defaults = found.llama_context_default_params()
     if (defaults.n_ctx, defaults.n_ubatch, defaults.flash_attn_type, defaults.n_samplers) != (512, UBATCH, -1, 0):
         raise SystemExit("error: the structures of this llama.cpp are not those that were written down")
@@ -203,4 +204,5 @@ def convert(checkpoint: Path, kind: str, output: Path) -> None:
 
 
 if __name__ == "__main__":
-    convert(Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3]))
+    folder, dtype, file = arguments(__doc__, "checkpoint", "type", "output")
+    convert(Path(folder), dtype, Path(file))

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from scripts.dev.benchmarks.rivals.plan import DECODERS, THREADS, WAYS, expected_file, file_of
+from scripts.dev.benchmarks.rivals.plan import DECODERS, THREADS, WAYS, arguments, expected_file, file_of
 
 WARM_UP = 256
 ANSWER = "ANSWER "
@@ -196,4 +196,5 @@ def main(home: Path, model: str, length: int, way: str, compare: bool) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), sys.argv[4], sys.argv[5] == "compare")
+    folder, name, tokens, way, comparison = arguments(__doc__, "home", "model", "length", "way", "comparison")
+    main(Path(folder), name, int(tokens), way, comparison == "compare")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -197,3 +198,12 @@ def file_of(home: Path, model: str, way: str) -> Path:
 def expected_file(home: Path, model: str, length: int) -> Path:
     """The file of the reference's outputs."""
     return home / "models" / model / "expected" / f"{length}.npy"
+
+
+def arguments(description: str | None, *names: str) -> list[str]:
+    """The command's arguments, which have these names in its help."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name in names:
+        parser.add_argument(name)
+    options = vars(parser.parse_args())
+    return [options[name] for name in names]

@@ -21,7 +21,16 @@ from hf_longattn.errors import CheckpointError
 from scripts.dev import ROOT
 from scripts.dev.benchmarks.rivals.library import PACKAGES, source_of
 from scripts.dev.benchmarks.rivals.measure import stock_model, token_ids
-from scripts.dev.benchmarks.rivals.plan import DECODERS, LONG, LONGEST, THREADS, Group, expected_file, file_of
+from scripts.dev.benchmarks.rivals.plan import (
+    DECODERS,
+    LONG,
+    LONGEST,
+    THREADS,
+    Group,
+    arguments,
+    expected_file,
+    file_of,
+)
 from scripts.dev.real import DECODER, LLAMA_CPP, make_decoder, make_llama_cpp, real_checkpoint
 
 EXAMPLE = 600
@@ -285,4 +294,5 @@ def prepare(home: Path, groups: Iterable[Group]) -> dict[tuple[str, str], str]:
 
 
 if __name__ == "__main__":
-    MAKERS[sys.argv[3]](Path(sys.argv[1]), sys.argv[2], Path(sys.argv[4]))
+    folder, name, kind, target = arguments(__doc__, "home", "model", "kind", "target")
+    MAKERS[kind](Path(folder), name, Path(target))

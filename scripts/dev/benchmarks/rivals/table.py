@@ -204,9 +204,9 @@ def markdown(record: dict[str, Any]) -> str:
         advice(rows),
         "### In fp32",
         duels(rows, True),
-        "### In the fastest precision of each side",
-        duels(rows, False),
     ]
+    if any(WAYS[row["way"]].precision != "fp32" for row in rows):
+        parts += ["### In the fastest precision of each side", duels(rows, False)]
     for model, title in MODELS.items():
         if any(row["model"] == model and "seconds" in row for row in rows):
             parts += [f"### {title}", full(rows, model)]
