@@ -17,7 +17,7 @@ from ..configuration import LongAttentionConfig
 from ..errors import BackendError, CheckpointError, checkpoint_errors, nearest
 from ..files import FORMAT_FIELD, is_long, named_class
 from ..loading import LOADING
-from ..modeling.classes import check_interface
+from ..modeling.classes import check_interface, is_model_class
 from ..modeling.family.definition import FAMILIES, Family, stored_facts
 from ..modeling.family.registration import MULTIMODAL_TYPE
 from ..modeling.family.sliding_window import with_base_windows
@@ -241,13 +241,13 @@ def generic_hint(source: Source) -> str:
 
 
 def class_of(config: Mapping[str, Any]) -> type[PreTrainedModel] | None:
-    """The transformers class that a ``config.json`` names. Without a name, the class of its model type without a head.
+    """The transformers class that a ``config.json`` names, or if it names none, that of its model type without a head.
 
     ``None`` if this class does not exist, or belongs to another model type.
     """
     model_type = str(config.get("model_type"))
     model_class: Any = getattr(transformers, named_class(config, str(MODEL_MAPPING_NAMES.get(model_type))), None)
-    if not isinstance(model_class, type) or not issubclass(model_class, PreTrainedModel):
+    if not is_model_class(model_class):
         return None
     config_class = getattr(model_class, "config_class", None)
     return model_class if getattr(config_class, "model_type", None) == model_type else None

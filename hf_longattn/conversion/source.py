@@ -42,7 +42,7 @@ class Source:
 
 
 def tower_of(source: Source, name: str, class_name: str) -> Source:
-    """One tower of a source, such as "vision", as a source of its own with the class ``class_name``."""
+    """One tower of a source, such as "vision", as a separate source with the class ``class_name``."""
     return replace(source, config={**(source.config.get(tower_field(name)) or {}), "architectures": [class_name]})
 
 

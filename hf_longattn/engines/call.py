@@ -419,7 +419,7 @@ class DispatchContext:
         cls, q: Tensor, k: Tensor, call: AttentionCall, dtype: torch.dtype | None = None, **more: Any
     ) -> DispatchContext:
         """The context of ``q (B, H, Nq, D)`` and ``k (B, H_kv, Nk, D)``. ``dtype`` is needed if attention runs in
-        another dtype than that of ``q``."""
+        a dtype other than that of ``q``."""
         more |= {"dtype": dtype or q.dtype, "features": q.shape[3], "exporting": torch.compiler.is_exporting()}
         return cls(q.device.type, q.shape[2], k.shape[2], call, **more)
 

@@ -1,8 +1,8 @@
 """The paths of every pattern type, in order of priority, and the callbacks that record which path ran.
 
 A path is an algorithm or kernel that computes attention. A call runs the first path whose ``why_not`` function gives
-no reason against it. Most of these functions stand beside the code of their path. This file has those that compare
-several engines.
+no reason against it. Most of these functions are in the file of their path. This file has those that compare several
+engines.
 
 :func:`hf_longattn.explain` collects the paths that a model took.
 """

@@ -55,7 +55,7 @@ def split(run: AttentionFunction, q: Tensor, k: Tensor, v: Tensor, call: Attenti
 
 
 def aligned_documents(run: AttentionFunction, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
-    """Call ``run`` once, with each packed document in a row of its own, and join the outputs to ``(B, H, Nq, D)``."""
+    """Call ``run`` once, with each packed document in its own row, and join the outputs to ``(B, H, Nq, D)``."""
     batch = call.batch
     assert batch is not None
     return batch.join(stacked(run, q, k, v, call, batch.sequences), len(q), q.shape[2], k.shape[2])
@@ -128,7 +128,7 @@ def advanced(
         outs.append(out)
     if not states:
         return torch.zeros_like(q), state
-    # Rows that have not begun have a state of zeros.
+    # The state of a row without a token so far is zeros.
     like = next(iter(states.values()))
     empty = {name: torch.zeros_like(x) for name, x in like.items()}
     rows = [states.get(row, empty) for row in range(len(q))]
